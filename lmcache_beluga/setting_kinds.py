@@ -23,13 +23,15 @@ class Kind(Generic[T_co]):
     """One type of setting."""
 
     name: str
-    """One or two words for the table of settings."""
+    """A few words for the table of settings, with the unit of a bare number."""
     accepts: str
     """For error messages: ``a size such as 64GiB``."""
     parse: Callable[[object], T_co]
     """From a value in YAML, or text; raises ValueError with a reason."""
     show: Callable[[Any], str]
     """A value, as it may be written in a setting."""
+    unit: str = ""
+    """Of the parsed value: ``bytes``, ``ms`` or nothing."""
     split: Callable[[str], object] | None = None
     """Takes a variable of the environment apart before ``parse``, for kinds that are lists."""
 
@@ -71,10 +73,11 @@ def _parse_size(value: object) -> int:
 
 
 SIZE = Kind(
-    "size",
+    "size in bytes",
     "a size such as 64GiB, 1.5TiB, 64GB (decimal) or 4096 (bytes)",
     _parse_size,
     lambda size: "none" if size is None else format_size(size).replace(" ", ""),
+    "bytes",
 )
 
 
@@ -89,10 +92,11 @@ def duration(lowest_ms: int) -> Kind[int]:
         return milliseconds
 
     return Kind(
-        "duration",
+        "duration in seconds",
         f"a duration of {lowest_ms} ms or more such as 10s, 500ms, 2m or 10 (seconds)",
         parse,
         lambda milliseconds: format_duration_ms(milliseconds).replace(" ", ""),
+        "ms",
     )
 
 
@@ -202,5 +206,5 @@ PATHS = Kind(
     "a path such as /dev/shm/beluga.pool, or a list of paths",
     _parse_paths,
     lambda paths: ":".join(paths) or "none",
-    split_paths,
+    split=split_paths,
 )
