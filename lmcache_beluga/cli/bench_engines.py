@@ -1,0 +1,342 @@
+"""``beluga bench engine`` and ``compare``: LMCache on the pool against LMCache's own backends.
+
+One process, one LMCache version, one set of chunks; only the backend differs. Rounds alternate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lmcache_beluga.cli.bench_redis import RedisServer, redis_missing
+from lmcache_beluga.cli.bench_report import Bar, Progress, Section, interleaved
+from lmcache_beluga.cli.bench_scratch import room
+from lmcache_beluga.demo.cache_engine import CacheEngine
+from lmcache_beluga.demo.paged_kv import KVShape, PagedKV
+from lmcache_beluga.quantities import format_size
+
+_LLAMA_8B = KVShape(layers=32, heads=8, head_dim=128, dtype=torch.bfloat16)
+_SMALL = KVShape(layers=8, heads=8, head_dim=64, dtype=torch.bfloat16)
+_CHUNK_TOKENS = 256
+_SETTLE_S = 60.0
+
+POOL = "beluga"
+HOT = "LocalCPU hot cache"
+REDIS = "Redis"
+DISK = "local disk (on tmpfs)"
+DAX = "DAX (tmpfs file)"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One prompt's KV: ``chunks`` chunks of 256 tokens."""
+
+    shape: KVShape
+    chunks: int
+
+    @property
+    def tokens(self) -> int:
+        """Length of the prompt."""
+        return self.chunks * _CHUNK_TOKENS
+
+    @property
+    def bytes(self) -> int:
+        """KV of the prompt."""
+        return self.tokens * self.shape.bytes_per_token
+
+    @property
+    def gib(self) -> float:
+        """The same in GiB, with room for a second prompt: how LMCache wants its sizes."""
+        return 2.25 * self.bytes / (1 << 30)
+
+    def __str__(self) -> str:
+        chunk = self.bytes // self.chunks
+        return f"{self.chunks} chunks of {format_size(chunk)}"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An LMCache backend under test.
+
+    Attributes:
+        name: in the storage manager.
+        prepare: called before the engine starts.
+        drop: forgets everything, where LMCache cannot remove a prompt; None where it can.
+    """
+
+    title: str
+    name: str
+    yaml: str
+    prepare: Callable[[], None] = lambda: None
+    drop: Callable[[], None] | None = None
+
+
+class Contender:
+    """One engine: stores and retrieves prompts, timing the calls.
+
+    Args:
+        reference: KV that every prompt has, one tensor like `PagedKV.layers` per layer.
+    """
+
+    def __init__(
+        self,
+        engine: CacheEngine,
+        backend: Backend,
+        workload: Workload,
+        reference: list[torch.Tensor],
+        section: Section,
+    ) -> None:
+        self._engine = engine
+        self._backend = backend
+        self._workload = workload
+        self._reference = reference
+        self._section = section
+        self._round = 0
+        self.series: dict[str, list[float]] = {
+            name: [] for name in ("store", "stored", "lookup", "retrieve")
+        }
+
+    def round(self, keep: bool) -> None:
+        """Store a new prompt, retrieve it twice, compare every byte, drop it."""
+        self._round += 1
+        title = self._backend.title
+        tokens = torch.arange(self._workload.tokens)
+        tokens[0] = 1_000_000 + self._round  # every chunk's hash depends on it
+        kv = self._engine.kv
+        for layer, wanted in zip(kv.layers, self._reference, strict=True):
+            layer.copy_(wanted)
+        start = time.perf_counter()
+        self._engine.store(tokens)
+        store = time.perf_counter() - start
+        self._settle(tokens)
+        stored = time.perf_counter() - start
+        kv.fill(0xFF)
+        start = time.perf_counter()
+        hit = self._engine.lookup(tokens, f"request-{self._round}")
+        lookup = time.perf_counter() - start
+        start = time.perf_counter()
+        loaded = self._engine.retrieve(tokens, f"request-{self._round}")
+        retrieve = time.perf_counter() - start
+        self._verify(title, hit, loaded)
+        if self._backend.drop is None:
+            self._engine.lmcache.clear(tokens)
+        else:
+            self._backend.drop()
+        if keep:
+            for name, value in zip(self.series, (store, stored, lookup, retrieve), strict=True):
+                self.series[name].append(value)
+
+    def _verify(self, title: str, hit: int, loaded: int) -> None:
+        if (hit, loaded) != (self._workload.tokens, self._workload.tokens):
+            self._section.wrong.append(f"{title}: {hit} tokens hit, {loaded} loaded")
+        for layer, wanted in zip(self._engine.kv.layers, self._reference, strict=True):
+            if not torch.equal(layer.view(torch.int16), wanted.view(torch.int16)):
+                self._section.wrong.append(f"{title}: loaded KV differs")
+                return
+
+    def _settle(self, tokens: torch.Tensor) -> None:
+        """Wait until all of it can be found: several backends store in the background."""
+        deadline = time.perf_counter() + _SETTLE_S
+        while self._engine.lmcache.lookup(tokens) < self._workload.tokens:
+            if time.perf_counter() > deadline:
+                break  # the verification that follows reports it
+            time.sleep(0.001)
+
+
+def run_engine(folder: Path, quick: bool, progress: Progress) -> Section:
+    """The pool against LMCache's own hot cache in DRAM."""
+    workload = _workload(quick)
+    section = Section(f"LMCache engine, {workload}: pool against LMCache's hot cache")
+    backends = [_pool_backend(folder, workload), _hot_backend(workload)]
+    found = _contest(section, folder, workload, backends, 5 if quick else 15, progress)
+    for series in ("store", "lookup", "retrieve"):
+        for title, contender in found.items():
+            section.add(f"{series}, {title}", _ms(contender, series), "ms")
+    ratios = {
+        series: [
+            ours / theirs
+            for ours, theirs in zip(
+                found[POOL].series[series], found[HOT].series[series], strict=True
+            )
+        ]
+        for series in ("store", "retrieve")
+    }
+    section.add("store, pool / hot cache", ratios["store"], "x")
+    section.add("retrieve, pool / hot cache", ratios["retrieve"], "x", Bar(True, 1.10))
+    return section
+
+
+def run_compare(folder: Path, quick: bool, progress: Progress) -> Section:
+    """The pool against LMCache's Redis, local-disk and DAX backends."""
+    workload = _workload(quick)
+    section = Section(f"LMCache backends, {workload}")
+    backends = [
+        _pool_backend(folder, workload),
+        _disk_backend(folder, workload),
+        _dax_backend(folder, workload),
+    ]
+    with contextlib.ExitStack() as stack:
+        missing = redis_missing()
+        if missing is None:
+            server = stack.enter_context(RedisServer(folder))
+            backends.append(_redis_backend(server, workload))
+        found = _contest(section, folder, workload, backends, 2 if quick else 5, progress)
+    for series, name in (("stored", "store"), ("retrieve", "retrieve")):
+        for title, contender in found.items():
+            values = contender.series[series]
+            note = f"{workload.bytes / statistics.median(values) / 1e9:.2f} GB/s"
+            section.add(f"{name}, {title}", _ms(contender, series), "ms", note=note)
+        if missing is not None:
+            section.add_value(f"{name}, {REDIS}", None, "ms", note=missing)
+    ours = found[POOL].series["retrieve"]
+    for title, contender in found.items():
+        if title != POOL:
+            pairs = zip(contender.series["retrieve"], ours, strict=True)
+            section.add(
+                f"retrieve, {title} / {POOL}",
+                [theirs / mine for theirs, mine in pairs],
+                "x",
+                Bar(False, 10) if title == REDIS else None,
+            )
+    return section
+
+
+def _contest(
+    section: Section,
+    folder: Path,
+    workload: Workload,
+    backends: list[Backend],
+    rounds: int,
+    progress: Progress,
+) -> dict[str, Contender]:
+    need = (len(backends) * 4 + 2) * workload.bytes
+    if room(folder) < need:
+        raise RuntimeError(
+            f"needs {format_size(need)} of memory, {format_size(room(folder))} is free in "
+            f"{folder.parent}; --quick needs an eighth"
+        )
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    kv = PagedKV(workload.shape, workload.tokens, device, seed=7)
+    generator = torch.Generator().manual_seed(11)
+    for layer in kv.layers:
+        flat = layer.view(torch.int16)
+        flat.copy_(torch.randint(-(1 << 15), 1 << 15, flat.shape, generator=generator))
+    reference = [layer.clone() for layer in kv.layers]
+    contenders: dict[str, Contender] = {}
+    with contextlib.ExitStack() as stack:
+        for number, backend in enumerate(backends):
+            progress(f"starting {backend.title}")
+            backend.prepare()
+            config = folder / f"backend-{number}.yaml"
+            config.write_text(backend.yaml)
+            engine = CacheEngine(f"{folder.name}-{number}", config, kv, backend.name)
+            stack.callback(_close, engine)
+            contenders[backend.title] = Contender(engine, backend, workload, reference, section)
+        _rounds(section, contenders, rounds, progress)
+    return contenders
+
+
+def _rounds(
+    section: Section, contenders: dict[str, Contender], rounds: int, progress: Progress
+) -> None:
+    turns = dict.fromkeys(contenders, -1)  # the first round warms up and is not kept
+
+    def turn(title: str) -> Callable[[], float]:
+        def play() -> float:
+            turns[title] += 1
+            progress(f"{title}, round {turns[title]} of {rounds}")
+            contenders[title].round(keep=turns[title] > 0)
+            return 0.0
+
+        return play
+
+    interleaved(rounds, {title: turn(title) for title in contenders}, discard=1)
+    for title, contender in contenders.items():
+        for series, values in contender.series.items():
+            section.samples[f"{series}, {title}, s"] = list(values)
+
+
+def _close(engine: CacheEngine) -> None:
+    connection = getattr(engine.backend, "connection", None)
+    if connection is not None:
+        # LMCache 0.5.6 waits in its event loop for a task of that same loop when it closes a Redis
+        # connection, for ever.
+        connection.close = _closed
+    engine.close()
+
+
+async def _closed() -> None:
+    return None
+
+
+def _workload(quick: bool) -> Workload:
+    return Workload(_SMALL, 16) if quick else Workload(_LLAMA_8B, 16)
+
+
+def _ms(contender: Contender, series: str) -> list[float]:
+    return [seconds * 1e3 for seconds in contender.series[series]]
+
+
+def _yaml(workload: Workload, lines: str, local_cpu: bool = False) -> str:
+    return (
+        f"chunk_size: {_CHUNK_TOKENS}\n"
+        f"local_cpu: {str(local_cpu).lower()}\n"
+        f"max_local_cpu_size: {workload.gib:.3f}\n"
+    ) + lines
+
+
+def _pool_backend(folder: Path, workload: Workload) -> Backend:
+    lines = f"""\
+storage_plugins: ["beluga"]
+extra_config:
+  storage_plugin.beluga.module_path: lmcache_beluga
+  storage_plugin.beluga.class_name: BelugaBackend
+  beluga.pool: {folder}/engine.pool
+  beluga.size: {int(workload.gib * (1 << 30)) + (256 << 20)}
+  beluga.chunk_hint: {workload.bytes // workload.chunks}
+"""
+
+    def fresh() -> None:
+        (folder / "engine.pool").unlink(missing_ok=True)
+
+    return Backend(POOL, "beluga", _yaml(workload, lines), fresh)
+
+
+def _hot_backend(workload: Workload) -> Backend:
+    return Backend(HOT, "LocalCPUBackend", _yaml(workload, "", local_cpu=True))
+
+
+def _disk_backend(folder: Path, workload: Workload) -> Backend:
+    # LMCache 0.5.6 goes on counting removed files; the limit must not be reached.
+    lines = f"local_disk: file://{folder}/disk/\nmax_local_disk_size: {100 * workload.gib:.3f}\n"
+    return Backend(DISK, "LocalDiskBackend", _yaml(workload, lines))
+
+
+def _dax_backend(folder: Path, workload: Workload) -> Backend:
+    device = folder / "dax.file"
+    # Its size counts whole slots, of a chunk each.
+    lines = f"""\
+storage_plugins: ["dax"]
+extra_config:
+  storage_plugin.dax.module_path: lmcache.v1.storage_backend.plugins.dax_backend
+  storage_plugin.dax.class_name: DaxBackend
+  dax.device_path: {device}
+  dax.max_dax_size: {workload.gib:.3f}
+"""
+
+    def create() -> None:
+        with device.open("wb") as file:
+            file.truncate(int(workload.gib * (1 << 30)) + (64 << 20))
+
+    return Backend(DAX, "dax", _yaml(workload, lines), create)
+
+
+def _redis_backend(server: RedisServer, workload: Workload) -> Backend:
+    lines = f"remote_url: redis://127.0.0.1:{server.port}\nremote_serde: naive\n"
+    return Backend(REDIS, "RemoteBackend", _yaml(workload, lines), drop=server.flush)

@@ -1,0 +1,198 @@
+"""``beluga bench lookup``: batched lookups in pools of growing size."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lmcache.utils import CacheEngineKey
+
+from lmcache_beluga.cli.bench_report import Bar, Progress, Section, interleaved
+from lmcache_beluga.cli.bench_scratch import room
+from lmcache_beluga.demo.cache_engine import CacheEngine
+from lmcache_beluga.demo.paged_kv import KVShape, PagedKV
+from lmcache_beluga.keys import record
+from lmcache_beluga.pool import Pool
+
+_BATCH = 512
+_MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+_SHAPE = KVShape(layers=1, heads=1, head_dim=64, dtype=torch.bfloat16)
+_CHUNK = 64
+"""Bytes per chunk: lookups never touch the payload."""
+
+_FILL_BATCH = 4096
+_BYTES_PER_ENTRY = 6 << 10
+"""Roughly what one entry takes: the smallest slot, its descriptor, its part of the index."""
+
+_SIZES = {"10 k": 10_000, "100 k": 100_000, "1 M": 1_000_000}
+
+
+@dataclass
+class Filled:
+    """A pool with entries, reached through an LMCache backend.
+
+    Attributes:
+        hashes: chunk hash of each entry.
+    """
+
+    name: str
+    backend: Any
+    pool: Pool
+    hashes: list[int]
+    random: random.Random
+
+    def draw(self) -> list[Any]:
+        """LMCache keys of entries drawn anew, as LMCache makes them right before it looks."""
+        return [_key(number) for number in self.random.sample(self.hashes, _BATCH)]
+
+
+def run(folder: Path, quick: bool, progress: Progress) -> Section:
+    """Measure lookups natively and through LMCache's backend interface.
+
+    Args:
+        folder: where the pools go; sizes for which there is no room are left out, visibly.
+    """
+    section = Section(f"Lookup of {_BATCH} present keys, drawn anew for each batch")
+    rounds = 30 if quick else 200
+    with contextlib.ExitStack() as stack:
+        filled = []
+        for name, entries in list(_SIZES.items())[: 2 if quick else 3]:
+            need = entries * _BYTES_PER_ENTRY
+            if room(folder) < 2 * need:
+                note = f"needs {2 * need >> 20} MiB of memory and room in {folder.parent}"
+                section.add_value(f"{name} entries", None, "ns/key", note=note)
+                continue
+            progress(f"filling a pool with {name} entries")
+            filled.append(_fill(stack, folder, name, entries))
+        if filled:
+            progress("lookups")
+            _measure(section, filled, rounds)
+    return section
+
+
+def _measure(section: Section, filled: list[Filled], rounds: int) -> None:
+    candidates: dict[str, Callable[[], float]] = {}
+    for pool in filled:
+        for kind, sample in _KINDS.items():
+            candidates[f"{kind}, {pool.name}"] = _bind(sample, pool, section)
+    samples = interleaved(rounds, candidates, discard=3)
+    bars = {"native": 100.0, "backend": 500.0, "backend, pinned": 500.0}
+    for kind in _KINDS:
+        for pool in filled:
+            bar = Bar(True, bars[kind]) if kind in bars else None
+            section.add(f"{kind}, {pool.name}", samples[f"{kind}, {pool.name}"], "ns/key", bar)
+        if len(filled) > 1:
+            first, last = (
+                statistics.median(samples[f"{kind}, {pool.name}"])
+                for pool in (filled[0], filled[-1])
+            )
+            section.add_value(
+                f"{kind}, {filled[-1].name} / {filled[0].name}",
+                last / first,
+                "x",
+                Bar(True, 1.5) if kind in bars else None,
+            )
+
+
+def _bind(
+    sample: Callable[[Filled, Section], float], pool: Filled, section: Section
+) -> Callable[[], float]:
+    return lambda: sample(pool, section)
+
+
+def _native(filled: Filled, section: Section) -> float:
+    """Nanoseconds per key inside the core."""
+    records = _warm_records(filled)
+    found, seconds = _time(lambda: filled.pool.contains_prefix(records))
+    return _per_key(found, seconds, section)
+
+
+def _again(filled: Filled, section: Section) -> float:
+    """The same for keys that were looked up a moment ago."""
+    records = _warm_records(filled)
+    filled.pool.contains_prefix(records)
+    found, seconds = _time(lambda: filled.pool.contains_prefix(records))
+    return _per_key(found, seconds, section)
+
+
+def _backend(filled: Filled, section: Section) -> float:
+    """Nanoseconds per key of LMCache's call, from key objects to the count."""
+    keys = filled.draw()
+    found, seconds = _time(lambda: filled.backend.batched_contains(keys, pin=False))
+    return _per_key(found, seconds, section)
+
+
+def _backend_pinned(filled: Filled, section: Section) -> float:
+    """The same with a pin on each key, as a request makes it; unpinning is not timed."""
+    keys = filled.draw()
+    found, seconds = _time(lambda: filled.backend.batched_contains(keys, pin=True))
+    for key in keys:
+        filled.backend.unpin(key)
+    return _per_key(found, seconds, section)
+
+
+_KINDS: dict[str, Callable[[Filled, Section], float]] = {
+    "native": _native,
+    "native, again": _again,
+    "backend": _backend,
+    "backend, pinned": _backend_pinned,
+}
+
+
+def _time(call: Callable[[], int]) -> tuple[int, float]:
+    start = time.perf_counter()
+    found = call()
+    return found, time.perf_counter() - start
+
+
+def _per_key(found: int, seconds: float, section: Section) -> float:
+    if found != _BATCH:
+        section.wrong.append(f"{found} of {_BATCH} present keys were found")
+    return seconds * 1e9 / _BATCH
+
+
+def _warm_records(filled: Filled) -> list[bytes]:
+    return [record(key) for key in filled.draw()]
+
+
+def _fill(stack: contextlib.ExitStack, folder: Path, name: str, entries: int) -> Filled:
+    import torch
+
+    config = folder / f"lookup-{entries}.yaml"
+    config.write_text(
+        f"""\
+chunk_size: 256
+local_cpu: false
+max_local_cpu_size: 0.1
+storage_plugins: ["beluga"]
+extra_config:
+  storage_plugin.beluga.module_path: lmcache_beluga
+  storage_plugin.beluga.class_name: BelugaBackend
+  beluga.pool: {folder}/lookup-{entries}.pool
+  beluga.size: {entries * _BYTES_PER_ENTRY + (64 << 20)}
+  beluga.chunk_hint: 4096
+"""
+    )
+    kv = PagedKV(_SHAPE, 256, torch.device("cpu"), seed=0)
+    engine = stack.enter_context(
+        CacheEngine(f"{folder.name}-{entries}", config, kv, "beluga", model_name=_MODEL)
+    )
+    pool = stack.enter_context(Pool.attach(f"{folder}/lookup-{entries}.pool"))
+    draw = random.Random(entries)
+    hashes = [draw.getrandbits(63) for _ in range(entries)]
+    data = bytes(_CHUNK)
+    for start in range(0, entries, _FILL_BATCH):
+        keys = [_key(number) for number in hashes[start : start + _FILL_BATCH]]
+        pool.put_batch(keys, [data] * len(keys), metas=[b""] * len(keys))
+    return Filled(name, engine.backend, pool, hashes, draw)
+
+
+def _key(chunk_hash: int) -> Any:
+    return CacheEngineKey(_MODEL, 1, 0, chunk_hash, torch.bfloat16)

@@ -1,0 +1,133 @@
+"""``beluga bench``: runs, verifies what it reads, reports honestly. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lmcache")
+
+from lmcache_beluga.cli import bench_redis
+from lmcache_beluga.cli.bench_hammer_worker import Content
+from lmcache_beluga.cli.bench_report import Bar, Row, Section, interleaved, percentile, write_json
+
+COMMAND = [sys.executable, "-m", "lmcache_beluga", "bench"]
+
+
+def run(folder: Path, *arguments: str) -> dict[str, dict]:
+    """Sections of a quick run that succeeded, and left nothing behind."""
+    results = folder / "results.json"
+    shm = folder / "shm"
+    shm.mkdir()
+    before = set(Path("/dev/shm").glob("*beluga*"))
+    done = subprocess.run(
+        [*COMMAND, *arguments, "--quick", "--dir", str(shm), "--json", str(results)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(shm.iterdir()) == []
+    assert set(Path("/dev/shm").glob("*beluga*")) == before
+    document = json.loads(results.read_text())
+    assert document["machine"]["cores"] >= 1
+    assert document["versions"]["lmcache"]
+    assert "bench" in document["command"]
+    for section in document["sections"].values():
+        assert section["wrong"] == []
+        assert section["title"] in done.stdout
+        for row in section["rows"]:
+            assert row["name"] in done.stdout
+            assert (row["holds"] is None) == (row["bar"] is None or row["value"] is None)
+    return document["sections"]
+
+
+def test_lookup_and_copy(tmp_path: Path) -> None:
+    sections = run(tmp_path, "lookup", "copy")
+    assert list(sections) == ["lookup", "copy"]
+    names = {row["name"] for section in sections.values() for row in section["rows"]}
+    assert {"native, 10 k", "backend, 100 k", "backend, pinned, 100 k / 10 k"} <= names
+    assert {"put 16 MiB / memcpy", "read_into 16 MiB / memcpy", "get 16 MiB by view"} <= names
+
+
+def test_hammer(tmp_path: Path) -> None:
+    section = run(tmp_path, "hammer")["hammer"]
+    values = {row["name"]: row["value"] for row in section["rows"]}
+    assert values["operations, each read verified"] > 0
+    assert values["any operation, worst"] > 0
+
+
+def test_engines(tmp_path: Path) -> None:
+    sections = run(tmp_path, "engine", "compare")
+    names = {row["name"] for row in sections["engine"]["rows"]}
+    assert "retrieve, pool / hot cache" in names
+    names = {row["name"] for row in sections["compare"]["rows"]}
+    assert {"retrieve, beluga", "retrieve, Redis", "store, DAX (tmpfs file)"} <= names
+
+
+def test_unknown_section() -> None:
+    done = subprocess.run([*COMMAND, "speed"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "lookup" in done.stderr
+
+
+def test_percentiles() -> None:
+    samples = [float(number) for number in range(1, 1001)]
+    assert percentile(samples, 50) == 500
+    assert percentile(samples, 99.9) == 999
+    assert percentile(samples, 100) == 1000
+    assert percentile([7.0], 1) == 7
+
+
+def test_bars() -> None:
+    assert Row("fast", 20, "us", Bar(True, 20)).holds
+    assert Row("slow", 20.5, "us", Bar(True, 20)).holds is False
+    assert Row("wide", 0.9, "x", Bar(False, 0.85)).holds
+    assert Row("unknown", None, "us", Bar(True, 20)).holds is None
+    assert Row("free", 1, "us").holds is None
+    assert str(Bar(True, 100)) == "<= 100"
+
+
+def test_rounds_interleave_and_rotate() -> None:
+    order: list[str] = []
+
+    def candidate(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    samples = interleaved(2, {name: lambda name=name: candidate(name) for name in "abc"})
+    assert len(order) == 9, "one round is discarded"
+    assert {tuple(sorted(order[start : start + 3])) for start in (0, 3, 6)} == {("a", "b", "c")}
+    assert order[3:6] != order[6:9]
+    assert all(len(values) == 2 for values in samples.values())
+
+
+def test_json_holds_samples(tmp_path: Path) -> None:
+    section = Section("Some")
+    section.add("time", [3.0, 1.0, 2.0], "ms", Bar(True, 2))
+    section.add_value("missing", None, "ms", Bar(True, 2), note="no server")
+    write_json(tmp_path / "r.json", {"some": section}, "beluga bench some")
+    some = json.loads((tmp_path / "r.json").read_text())["sections"]["some"]
+    assert some["samples"] == {"time": [3.0, 1.0, 2.0]}
+    assert [row["holds"] for row in some["rows"]] == [True, None]
+    assert some["rows"][0]["value"] == 2.0
+
+
+def test_missing_redis_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert "apt install redis-server" in (bench_redis.redis_missing() or "")
+
+
+def test_hammer_notices_one_wrong_byte() -> None:
+    content = Content(4096)
+    data = content.of(7).copy()
+    assert not content.wrong(7, data)
+    assert content.wrong(8, data)
+    data[4000] ^= np.uint8(1)
+    assert content.wrong(7, data)
