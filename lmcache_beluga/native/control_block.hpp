@@ -1,0 +1,137 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "counters.hpp"
+#include "layout.hpp"
+#include "mapping.hpp"
+#include "pool_memory.hpp"
+#include "robust_mutex.hpp"
+
+namespace beluga {
+
+inline constexpr std::uint32_t kMaxProcesses = 32;
+
+/// Lock bytes of a control block.
+inline constexpr std::uint64_t kInitLockByte = 0;
+inline constexpr std::uint64_t kProcessLockByte = 16;  // + process entry
+
+/// What the processes of one host share in local DRAM: never in the pool, since only they may see it.
+///
+/// Everything here can be rebuilt from the pool. It is bound to pool uuid, epoch and boot, and discarded when
+/// one of them differs or when no process of the host is alive.
+///
+///      0 +---------------------------+
+///        | header (one page)         |
+///   4096 +---------------------------+
+///        | processes: 32 x 512       |  who is alive, what it counted
+///        +---------------------------+
+///        | extents: 64 each          |  how an own extent is cut, what is free
+///        +---------------------------+
+///        | free map: a bit per slot  |  1: free
+///        +---------------------------+
+///        | lease masks: 8 per slot   |  bit p: process p leases this slot, on whichever host it lies;
+///        |                           |  bit 32 + p: process p, the last to leave, is lowering the stamp
+///        +---------------------------+
+struct ControlHeader {
+  std::uint64_t magic;
+  std::uint32_t version;
+  std::uint32_t ready;  // 1 once recovery has finished
+  std::uint8_t uuid[16];
+  std::uint64_t epoch;
+  std::uint8_t boot_id[16];
+  std::uint64_t nonce;
+  std::uint32_t incarnation;
+  std::uint32_t host;
+  std::uint64_t bytes;
+  std::uint64_t tick_base;    // boot_ms of tick 0
+  std::uint64_t last_beat;    // boot_ms
+  std::uint64_t lease_epoch;  // raised by a late heartbeat: voids every earlier lease
+  std::uint64_t scrub_cursor;
+  std::uint64_t cuts;   // +1 whenever an extent is claimed, cut anew or released
+  /// The slot whose descriptor and free bit are being changed, + 1: what a dead holder of `slots` left undone.
+  std::uint32_t intent;
+  std::uint32_t reserved;
+  RobustMutex slots;   // free map, extents, claims
+  Counters departed;  // what the processes that are gone had counted
+};
+static_assert(sizeof(ControlHeader) <= 4096);
+
+struct alignas(kLine) ProcessEntry {
+  std::uint32_t state;  // 0 unused, 1 in use
+  std::uint32_t pid;
+  std::uint64_t started;  // field 22 of /proc/PID/stat: a reused pid does not match
+  std::uint64_t pid_namespace;
+  std::uint64_t died;  // boot_ms at which its death was first seen without a pidfd to confirm it; 0: not yet
+  std::uint8_t zeros[32];
+  Counters counters;
+};
+static_assert(sizeof(ProcessEntry) == 512);
+
+/// How one own extent is cut. Changed under ControlHeader::slots.
+struct alignas(kLine) ExtentControl {
+  std::uint64_t slot_size;
+  std::uint64_t reserved_bytes;  // of payload that has storage behind it
+  std::uint32_t slots;
+  std::uint32_t free;
+  std::uint32_t hint;  // word of the free map to search first
+  std::uint8_t owned;
+  std::uint8_t draining;  // being emptied for another slot size: nothing is allocated here
+  std::uint8_t full_disk; // the file system refused more storage; cleared when space comes back
+  std::uint8_t zeros[29];
+};
+static_assert(sizeof(ExtentControl) == kLine);
+
+class ControlBlock {
+ public:
+  /// Opens or creates the control block file at `path` for this pool and host; the contents are whatever they
+  /// are. Throws pool_permission, no_space, pool_io, pool_missing (no such directory).
+  ControlBlock(const std::string& path, const PoolMemory& pool, std::uint32_t mode);
+
+  const std::string& path() const noexcept { return path_; }
+  int fd() const noexcept { return mapping_->file().fd(); }
+  bool faulted() const noexcept { return mapping_->faulted(); }
+  /// Is the file at path() still this one? The last process to leave removes it.
+  bool linked() const noexcept;
+
+  ControlHeader& header() const noexcept { return *at<ControlHeader>(0); }
+  ProcessEntry& process(std::uint32_t p) const noexcept { return at<ProcessEntry>(4096)[p]; }
+  ExtentControl& extent(std::uint32_t e) const noexcept { return at<ExtentControl>(extents_at_)[e]; }
+  /// The free map of extent `e`: map_words() words.
+  std::uint64_t* free_map(std::uint32_t e) const noexcept {
+    return at<std::uint64_t>(map_at_) + std::uint64_t{e} * map_words_;
+  }
+  std::uint32_t map_words() const noexcept { return map_words_; }
+  std::uint64_t* lease_mask(std::uint32_t slot) const noexcept { return at<std::uint64_t>(masks_at_) + slot; }
+  /// Gives the lease masks of slots [first, first + count) storage; throws no_space.
+  void reserve_masks(std::uint32_t first, std::uint32_t count) const;
+
+  /// Does the header belong to this pool, epoch and boot, and did its recovery finish?
+  bool matches(const PoolMemory& pool, std::uint32_t host) const noexcept;
+  /// Zeroes everything and writes a header that is not ready yet. Only under kInitLockByte.
+  void reset(const PoolMemory& pool, std::uint32_t host) const;
+
+ private:
+  template <class T>
+  T* at(std::uint64_t offset) const noexcept {
+    return reinterpret_cast<T*>(mapping_->base() + offset);
+  }
+
+  std::string path_;
+  std::shared_ptr<Mapping> mapping_;
+  std::uint64_t extents_at_;
+  std::uint64_t map_at_;
+  std::uint64_t masks_at_;
+  std::uint64_t bytes_;
+  std::uint32_t map_words_;
+};
+
+/// The boot id of this machine's kernel.
+void read_boot_id(std::uint8_t (&id)[16]);
+/// What names this machine across reboots: /etc/machine-id, or the boot id where there is none.
+void read_machine_id(std::uint8_t (&id)[16]);
+
+}  // namespace beluga

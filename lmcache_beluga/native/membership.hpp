@@ -1,0 +1,34 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "host_context.hpp"
+#include "range_lock.hpp"
+
+namespace beluga {
+
+/// This process's membership in a host: the locks that say it is alive, its process entry, and whether it is
+/// the host's first process, which has to recover.
+struct Membership {
+  std::shared_ptr<ControlBlock> control;
+  RangeLock attached;      // shared, on the pool: this host id is in use on this machine
+  RangeLock initialising;  // exclusive, on the control block, until recovery has finished
+  RangeLock alive;         // exclusive, on the process entry's byte
+  std::uint32_t process = 0;
+  bool first = false;
+};
+
+/// Finds or makes the host's control block and takes a process entry. Throws host_in_use, key_scheme, pool_busy
+/// (an attach that hangs, or no free process entry), and what ControlBlock throws.
+Membership join_host(const PoolMemory& pool, const AttachOptions& options);
+
+/// Has the process of this entry, whose lock is free, really ended? Robust locks and file locks are released
+/// before a GPU is closed, so DMA may go on until the pidfd says that the process is gone. Where its pid cannot
+/// be seen (another pid namespace) a quarantine of dead_after has to do.
+bool process_has_ended(ProcessEntry& entry, std::uint32_t dead_after_ms);
+
+/// Fills an entry with this process.
+void describe_process(ProcessEntry& entry);
+
+}  // namespace beluga
