@@ -1,0 +1,168 @@
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <thread>
+
+#include "descriptor.hpp"
+#include "hosts.hpp"
+
+namespace beluga {
+
+inline std::uint32_t header_crc(std::uint32_t extent, const ExtentHeader& header) {
+  return crc32c(extent + 1, {reinterpret_cast<const std::byte*>(&header), 20});
+}
+
+/// Which host owns which extent, and how an own extent is cut. All methods that change something are called
+/// under ControlHeader::slots.
+template <class V>
+class Extents {
+ public:
+  Extents(HostContext& context, Hosts<V>& hosts) : context_(context), pool_(*context.pool), hosts_(hosts) {}
+
+  Claim claim_of(std::uint32_t host, std::uint32_t extent) const {
+    const std::uint8_t* claim = pool_.claims(host) + extent;
+    V::observe(claim, 1);
+    V::observe_fence();
+    return static_cast<Claim>(V::load(claim));
+  }
+
+  bool free_of_claims(std::uint32_t extent) const {
+    for (std::uint32_t h = 0; h < pool_.sb().max_hosts; ++h) {
+      if (claim_of(h, extent) != Claim::none) return false;
+    }
+    return true;
+  }
+
+  /// Claims a free extent. No lock is shared between hosts: each writes its own claim, confirms it, and looks
+  /// at all others. Of two that settle at once at least one sees the other. False: somebody else has it.
+  bool claim(std::uint32_t extent) {
+    publish_claim(extent, Claim::claiming);
+    for (int wait = 0;; ++wait) {
+      const Rival rival = strongest_rival(extent);
+      if (rival == Rival::none) break;
+      if (rival == Rival::winner || wait == kClaimWaits) return withdraw(extent);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // a higher host is about to withdraw
+    }
+    publish_claim(extent, Claim::settled);
+    if (strongest_rival(extent) == Rival::winner) return withdraw(extent);
+    publish_claim(extent, Claim::owned);
+    return true;
+  }
+
+  /// Cuts an own extent in which every slot is free. Throws no_space when descriptors get no storage.
+  void cut(std::uint32_t extent, std::uint32_t slots) {
+    ExtentControl& control = context_.control->extent(extent);
+    pool_.reserve_descriptors(extent, slots);
+    pool_.reserve_stamps(context_.host, extent, slots);
+    // Whatever an earlier owner or a flipped bit left must not look like a chunk: a new generation.
+    const std::uint32_t first = pool_.first_slot(extent);
+    for (std::uint32_t i = 0; i < slots; ++i) {
+      HotDescriptor* line = pool_.hot(first + i);
+      const std::uint64_t word = V::load(&line->word);
+      if (!is_state(word) || state_of(word) != SlotState::free) {
+        V::store(&line->word, make_word(generation_of(word) + 1, 0, SlotState::free));
+        V::publish(line, kLine);
+      }
+    }
+    ExtentHeader header{};
+    header.slots = slots;
+    header.slot_size = slot_bytes(pool_.sb(), slots);
+    header.owner = context_.host;
+    header.incarnation = context_.header().incarnation;
+    header.crc = header_crc(extent, header);
+    write_header(extent, header);
+
+    std::uint64_t* map = context_.control->free_map(extent);
+    for (std::uint32_t w = 0; w < context_.control->map_words(); ++w) {
+      const std::uint32_t from = w * 64;
+      const std::uint64_t bits = from >= slots              ? 0
+                                 : slots - from >= 64       ? ~std::uint64_t{0}
+                                                            : (std::uint64_t{1} << (slots - from)) - 1;
+      __atomic_store_n(&map[w], bits, __ATOMIC_RELAXED);
+    }
+    control.slot_size = header.slot_size;
+    control.slots = slots;
+    control.free = slots;
+    control.hint = 0;
+    control.draining = 0;
+    control.full_disk = 0;
+    control.owned = 1;
+    note_cut();
+  }
+
+  /// Gives up an own extent in which every slot is free, and its storage.
+  void release(std::uint32_t extent) {
+    ExtentControl& control = context_.control->extent(extent);
+    control.owned = 0;
+    control.slots = 0;
+    control.free = 0;
+    control.slot_size = 0;
+    control.reserved_bytes = 0;
+    note_cut();
+    // A dirty line left in this host's caches would overwrite the next owner's chunk much later.
+    V::publish_payload(pool_.payload(extent), pool_.sb().extent_size);
+    write_header(extent, ExtentHeader{});
+    pool_.punch_payload(extent);
+    publish_claim(extent, Claim::none);
+  }
+
+  /// Reads how an extent is cut: by whichever host. False when its header is not valid.
+  bool read_header(std::uint32_t extent, ExtentHeader& header) const {
+    const ExtentHeader* line = pool_.header(extent);
+    V::observe(line, kLine);
+    V::observe_fence();
+    load_words<V>(&header, line, sizeof(header));
+    return header.crc == header_crc(extent, header) && header.slots >= 1 &&
+           header.slots <= pool_.sb().slots_per_extent && header.slot_size == slot_bytes(pool_.sb(), header.slots) &&
+           header.owner < pool_.sb().max_hosts;
+  }
+
+  void publish_claim(std::uint32_t extent, Claim claim) {
+    std::uint8_t* mine = pool_.claims(context_.host) + extent;
+    V::store(mine, static_cast<std::uint8_t>(claim));
+    V::publish(mine, 1);
+    V::confirm(mine);  // SYNC POINT: claim (with strongest_rival on the other hosts)
+  }
+
+ private:
+  static constexpr int kClaimWaits = 20;
+  enum class Rival { none, loser, winner };
+
+  // SYNC POINT: claim (with publish_claim on the other hosts)
+  Rival strongest_rival(std::uint32_t extent) {
+    Rival strongest = Rival::none;
+    for (std::uint32_t h = 0; h < pool_.sb().max_hosts; ++h) {
+      if (h == context_.host) continue;
+      const Claim claim = claim_of(h, extent);
+      if (claim == Claim::none) continue;
+      if (claim == Claim::claiming) {
+        if (h < context_.host && hosts_.clock_of(h).live) return Rival::winner;
+        if (h > context_.host && hosts_.clock_of(h).live) strongest = Rival::loser;
+        continue;
+      }
+      return Rival::winner;
+    }
+    return strongest;
+  }
+
+  bool withdraw(std::uint32_t extent) {
+    publish_claim(extent, Claim::none);
+    return false;
+  }
+
+  void write_header(std::uint32_t extent, const ExtentHeader& header) {
+    ExtentHeader* line = pool_.header(extent);
+    store_words<V>(line, &header, sizeof(header));
+    V::publish(line, kLine);
+    V::confirm(line);
+  }
+
+  void note_cut() { __atomic_fetch_add(&context_.header().cuts, 1, __ATOMIC_ACQ_REL); }
+
+  HostContext& context_;
+  const PoolMemory& pool_;
+  Hosts<V>& hosts_;
+};
+
+}  // namespace beluga

@@ -1,0 +1,220 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <span>
+
+#include "descriptor.hpp"
+#include "host_context.hpp"
+
+namespace beluga {
+
+/// Where a key was found: its slot, and the descriptor word it was confirmed under.
+struct Found {
+  std::uint32_t slot = 0;
+  std::uint64_t word = 0;  // 0: not found (no descriptor of a chunk has the word 0)
+  explicit operator bool() const noexcept { return word != 0; }
+};
+
+/// The hash table: buckets of one lane per host. Lookups lock nothing; a host's processes change their own
+/// lanes by compare-and-swap, so that one killed half-way leaves nothing to repair.
+template <class V>
+class Index {
+ public:
+  explicit Index(const HostContext& context) : context_(context), pool_(*context.pool) {}
+
+  /// Finds keys in order, until the first that is absent if `stop_at_miss`. Returns how many of the first
+  /// keys were examined; `out` has as many elements as `prints`.
+  ///
+  /// All lines of a block of keys are observed before one is consumed: a lookup costs memory bandwidth, not
+  /// one latency after the other.
+  std::size_t find(std::span<const Fingerprint> prints, std::span<Found> out, bool stop_at_miss) const {
+    const std::uint64_t hosts = context_.active_hosts.load(std::memory_order_acquire);
+    std::size_t done = 0;
+    while (done < prints.size()) {
+      const std::size_t n = std::min(kBlock, prints.size() - done);
+      find_block(prints.subspan(done, n), out.subspan(done, n), hosts);
+      if (stop_at_miss) {
+        for (std::size_t i = 0; i < n; ++i) {
+          if (!out[done + i]) return done + i;
+        }
+      }
+      done += n;
+    }
+    return done;
+  }
+
+  Found find_one(const Fingerprint& print) const {
+    Found found;
+    find({&print, 1}, {&found, 1}, false);
+    return found;
+  }
+
+  /// Takes an entry of this host's lane for a slot whose descriptor already carries the fingerprint. False
+  /// when all entries are taken.
+  bool insert(const Fingerprint& print, std::uint32_t slot) const {
+    Lane* lane = own_lane(print);
+    const std::uint64_t entry = make_entry(print.hi, slot);
+    for (std::uint64_t& place : lane->entries) {
+      if (V::load(&place) == 0 && V::template exchange_if<std::uint64_t>(&place, 0, entry)) {
+        V::publish(lane, kLine);
+        V::confirm(lane);
+        return true;
+      }
+    }
+    return false;
+  }
+
+  /// Removes a slot's entry from this host's lane; false when it has none there.
+  bool remove(const Fingerprint& print, std::uint32_t slot) const {
+    Lane* lane = own_lane(print);
+    const std::uint64_t entry = make_entry(print.hi, slot);
+    bool removed = false;
+    for (std::uint64_t& place : lane->entries) {
+      if (V::load(&place) == entry) removed |= V::template exchange_if<std::uint64_t>(&place, entry, 0);
+    }
+    if (removed) {
+      V::publish(lane, kLine);
+      V::confirm(lane);
+    }
+    return removed;
+  }
+
+  bool holds(const Fingerprint& print, std::uint32_t slot) const {
+    const Lane* lane = own_lane(print);
+    const std::uint64_t entry = make_entry(print.hi, slot);
+    return std::any_of(std::begin(lane->entries), std::end(lane->entries),
+                       [&](const std::uint64_t& place) { return V::load(&place) == entry; });
+  }
+
+  /// A copy of the key in an extent of this host, ready or closing.
+  Found find_own(const Fingerprint& print) const {
+    Found found;
+    find_block({&print, 1}, {&found, 1}, std::uint64_t{1} << context_.host);
+    return found;
+  }
+
+  Lane* own_lane(const Fingerprint& print) const {
+    return pool_.lane(pool_.bucket_of(print.lo), context_.host);
+  }
+
+  /// Drops entries of this host's lane `bucket` that no descriptor confirms: what flipped bits leave behind.
+  /// `from_dead` also drops those of slots that are being written, which nobody does any more at recovery.
+  std::uint32_t scrub_lane(std::uint64_t bucket, bool from_dead) const {
+    Lane* lane = pool_.lane(bucket, context_.host);
+    std::uint32_t dropped = 0;
+    for (std::uint64_t& place : lane->entries) {
+      const std::uint64_t entry = V::load(&place);
+      if (entry == 0 || confirmed(entry, bucket, from_dead)) continue;
+      if (V::template exchange_if<std::uint64_t>(&place, entry, 0)) ++dropped;
+    }
+    if (dropped) {
+      V::publish(lane, kLine);
+      V::confirm(lane);
+    }
+    return dropped;
+  }
+
+ private:
+  static constexpr std::size_t kBlock = 64;
+
+  static std::uint32_t slot_of(std::uint64_t entry) { return static_cast<std::uint32_t>(entry) - 1; }
+
+  bool confirmed(std::uint64_t entry, std::uint64_t bucket, bool from_dead) const {
+    const std::uint32_t slot = slot_of(entry);
+    if (!context_.slot_in_range(slot)) return false;
+    HotDescriptor hot;
+    const HotDescriptor* line = pool_.hot(slot);
+    V::observe(line, kLine);
+    V::observe_fence();
+    if (!read_hot<V>(line, hot)) return true;  // somebody is changing it: alive
+    if (!is_state(hot.word) || state_of(hot.word) == SlotState::free) return false;
+    if (from_dead && state_of(hot.word) == SlotState::writing) return false;
+    return pool_.bucket_of(hot.print_lo) == bucket && make_entry(hot.print_hi, slot) == entry;
+  }
+
+  void find_block(std::span<const Fingerprint> prints, std::span<Found> out, std::uint64_t hosts) const {
+    for (const Fingerprint& print : prints) {
+      const std::uint64_t bucket = pool_.bucket_of(print.lo);
+      for (std::uint64_t rest = hosts; rest; rest &= rest - 1) {
+        V::observe(pool_.lane(bucket, static_cast<std::uint32_t>(__builtin_ctzll(rest))), kLine);
+      }
+    }
+    V::observe_fence();
+    std::array<std::uint32_t, kBlock> candidates;
+    for (std::size_t i = 0; i < prints.size(); ++i) {
+      candidates[i] = next_candidate(prints[i], hosts, 0);
+      if (candidates[i] != kNone) V::observe(pool_.hot(candidate_slot(prints[i], candidates[i])), kLine);
+    }
+    V::observe_fence();
+    for (std::size_t i = 0; i < prints.size(); ++i) out[i] = confirm(prints[i], hosts, candidates[i]);
+  }
+
+  // A candidate is a place: host << 3 | entry. Its entry may change under us, so it is read again, and a slot
+  // that no longer fits is no candidate.
+  static constexpr std::uint32_t kNone = ~0u;
+
+  std::uint64_t entry_at(const Fingerprint& print, std::uint32_t place) const {
+    return V::load(&pool_.lane(pool_.bucket_of(print.lo), place >> 3)->entries[place & 7]);
+  }
+
+  std::uint32_t candidate_slot(const Fingerprint& print, std::uint32_t place) const {
+    const std::uint32_t slot = slot_of(entry_at(print, place));
+    return context_.slot_in_range(slot) ? slot : 0;
+  }
+
+  std::uint32_t next_candidate(const Fingerprint& print, std::uint64_t hosts, std::uint32_t from) const {
+    const std::uint64_t bucket = pool_.bucket_of(print.lo);
+    const std::uint64_t tag = print.hi >> 32;
+    for (std::uint64_t rest = hosts; rest; rest &= rest - 1) {
+      const auto h = static_cast<std::uint32_t>(__builtin_ctzll(rest));
+      const Lane* lane = pool_.lane(bucket, h);
+      for (std::uint32_t e = 0; e < kLaneEntries; ++e) {
+        if ((h << 3 | e) < from) continue;
+        const std::uint64_t entry = V::load(&lane->entries[e]);
+        if (entry >> 32 != tag || static_cast<std::uint32_t>(entry) == 0) continue;
+        if (context_.slot_in_range(slot_of(entry))) return h << 3 | e;
+        context_.count(Count::garbage);
+      }
+    }
+    return kNone;
+  }
+
+  /// Checks candidates against their descriptors, from `place` on, until one is the key's.
+  Found confirm(const Fingerprint& print, std::uint64_t hosts, std::uint32_t place) const {
+    for (bool first = true; place != kNone; first = false) {
+      const std::uint32_t slot = candidate_slot(print, place);
+      const HotDescriptor* line = pool_.hot(slot);
+      if (!first) {
+        V::observe(line, kLine);
+        V::observe_fence();
+      }
+      // The first words decide; the sequence is checked around them as in read_hot.
+      const std::uint64_t word = V::load(&line->word);
+      const Fingerprint print_there{V::load(&line->print_lo), V::load(&line->print_hi)};
+      std::atomic_thread_fence(std::memory_order_acquire);
+      if (V::load(&line->word) == word && is_state(word)) {
+        const SlotState state = state_of(word);
+        if ((state == SlotState::ready || state == SlotState::closing) && print_there == print) {
+          return {slot, word};
+        }
+      } else {
+        // A change of state under our eyes: look once more through the seqlock.
+        HotDescriptor hot;
+        if (read_hot<V>(line, hot) && is_state(hot.word) && print_of(hot) == print &&
+            (state_of(hot.word) == SlotState::ready || state_of(hot.word) == SlotState::closing)) {
+          return {slot, hot.word};
+        }
+        if (!is_state(word)) context_.count(Count::garbage);
+      }
+      place = next_candidate(print, hosts, place + 1);
+    }
+    return {};
+  }
+
+  const HostContext& context_;
+  const PoolMemory& pool_;
+};
+
+}  // namespace beluga

@@ -1,0 +1,378 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "errors.hpp"
+#include "hosts.hpp"
+#include "index.hpp"
+
+namespace beluga {
+
+/// A claim of this process that a chunk must not be reused. Shared by all views and pins of the chunk.
+struct Lease {
+  std::uint32_t slot = 0;
+  std::uint64_t generation = 0;
+  Fingerprint print;
+  std::uint64_t epoch = 0;                // lease epoch it was made under
+  std::atomic<std::uint64_t> expiry{0};   // boot_ms; this process trusts nothing from then on
+  std::atomic<bool> lost{false};
+  std::uint32_t holders = 0;              // guarded by Leases' mutex
+
+  std::uint64_t size = 0;    // bytes of payload
+  std::uint64_t offset = 0;  // from the extent's start
+  std::vector<std::byte> cold;
+  std::uint32_t record_bytes = 0;
+  std::uint32_t meta_bytes = 0;
+};
+
+/// This process's leases. Lookups and leases lock nothing that another process could hold; the mutex here is
+/// among the threads of one process.
+///
+/// Several processes of a host may lease one slot; the host has one stamp for it. Bit p of the slot's lease
+/// mask in the control block says that process p holds it. Every process that begins to hold raises the stamp
+/// to a value it did not have before. Whoever ends as the last swaps its bit for a lowering bit, lowers the
+/// stamp by compare-and-swap from the value it saw first, and clears the lowering bit. Nobody else lowers
+/// meanwhile, so the stamp can only have grown, and a lowering that comes late, when somebody has begun to hold,
+/// fails.
+template <class V>
+class Leases {
+ public:
+  Leases(HostContext& context, Index<V>& index, Hosts<V>& hosts)
+      : context_(context),
+        pool_(*context.pool),
+        index_(index),
+        hosts_(hosts),
+        reserved_(context.pool->sb().extents) {}
+
+  /// Leases keys in order, up to the first miss if `stop_at_miss`. `out[i]` is null for a miss. `records` gives
+  /// each key's record: a fingerprint collision is a miss.
+  template <class RecordOf>
+  void acquire(std::span<const Fingerprint> prints, RecordOf&& record_of, bool stop_at_miss,
+               std::vector<std::shared_ptr<Lease>>& out) {
+    out.assign(prints.size(), nullptr);
+    std::vector<Found> found(prints.size());
+    const std::size_t n = index_.find(prints, found, stop_at_miss);
+    bool closing = false;
+    {
+      std::lock_guard guard(mutex_);
+      hold(prints, std::span(found).first(n), out);
+      closing = observe(prints, record_of, std::span(found).first(n), out);
+    }
+    // A chunk that was closing may stay: its evictor gives up when it sees a lease, or it is gone for good.
+    for (int i = 0; closing && i < kClosingRetries; ++i) {
+      closing = false;
+      for (std::size_t k = 0; k < n; ++k) {
+        if (out[k] || !found[k] || state_of(found[k].word) != SlotState::closing) continue;
+        found[k] = index_.find_one(prints[k]);
+        if (!found[k]) continue;
+        std::lock_guard guard(mutex_);
+        hold(prints.subspan(k, 1), std::span(found).subspan(k, 1), std::span(out).subspan(k, 1));
+        closing |= observe(
+            prints.subspan(k, 1), [&](std::size_t) { return record_of(k); }, std::span(found).subspan(k, 1),
+            std::span(out).subspan(k, 1));
+      }
+    }
+    if (stop_at_miss) {
+      bool missed = false;
+      for (auto& lease : out) {
+        missed |= !lease;
+        if (missed && lease) release(lease);
+        if (missed) lease = nullptr;
+      }
+    }
+  }
+
+  /// Leases a slot that this process has just published, whose contents it therefore knows.
+  std::shared_ptr<Lease> acquire_published(const Fingerprint& print, std::uint32_t slot, std::uint64_t word) {
+    Found found{slot, word};
+    std::vector<std::shared_ptr<Lease>> out(1);
+    std::lock_guard guard(mutex_);
+    hold({&print, 1}, {&found, 1}, out);
+    observe({&print, 1}, [](std::size_t) { return std::span<const std::byte>{}; }, {&found, 1}, out);
+    return out[0];
+  }
+
+  void add_holder(const std::shared_ptr<Lease>& lease) {
+    std::lock_guard guard(mutex_);
+    ++lease->holders;
+  }
+
+  /// Gives one hold back. Local, cannot fail.
+  void release(const std::shared_ptr<Lease>& lease) {
+    std::lock_guard guard(mutex_);
+    release_locked(lease);
+  }
+
+  /// Is the chunk untouched since it was leased? Asked after every transfer. A lost lease is counted once.
+  bool valid(Lease& lease) {
+    if (lease.lost.load(std::memory_order_acquire)) return false;
+    const HotDescriptor* line = pool_.hot(lease.slot);
+    V::observe(line, kLine);
+    V::observe_fence();
+    const std::uint64_t word = V::load(&line->word);
+    const Fingerprint print{V::load(&line->print_lo), V::load(&line->print_hi)};
+    const bool same = generation_of(word) == lease.generation && print == lease.print &&
+                      (state_of(word) == SlotState::ready || state_of(word) == SlotState::closing);
+    if (same && boot_ms() < lease.expiry.load(std::memory_order_acquire) &&
+        lease.epoch == V::load(&context_.header().lease_epoch) && !pool_.faulted()) {
+      return true;
+    }
+    lose(lease);
+    return false;
+  }
+
+  /// Prolongs what has used up half its time. Called by the heartbeat.
+  void renew() {
+    std::lock_guard guard(mutex_);
+    const std::uint64_t now = boot_ms();
+    for (auto& [slot, lease] : held_) {
+      const std::uint64_t expiry = lease->expiry.load(std::memory_order_acquire);
+      if (lease->lost.load(std::memory_order_acquire) || expiry > now + context_.options.lease_ms / 2) continue;
+      renew_locked(*lease, now, expiry);
+    }
+  }
+
+  std::uint64_t count() {
+    std::lock_guard guard(mutex_);
+    return held_.size();
+  }
+
+  /// Gives everything back, whoever holds it. Called at detach.
+  void drop_all() {
+    std::lock_guard guard(mutex_);
+    while (!held_.empty()) {
+      const std::shared_ptr<Lease> lease = held_.begin()->second;
+      lease->lost.store(true, std::memory_order_release);
+      let_go(lease);
+    }
+  }
+
+  /// Takes a dead process out of a slot's mask, and ends the host's lease if it was the last.
+  void forget_process(std::uint32_t slot, std::uint32_t process) {
+    std::uint64_t* mask = context_.control->lease_mask(slot);
+    if (V::load(mask) & lowering_bit(process)) __atomic_fetch_and(mask, ~lowering_bit(process), __ATOMIC_SEQ_CST);
+    if (V::load(mask) & bit(process)) give_back(slot, process);
+  }
+
+  /// Raises a slot's recency to now, without leasing it.
+  void touch(std::uint32_t slot) {
+    reserve(slot);
+    std::uint32_t* stamp = pool_.stamp(context_.host, slot);
+    for (int i = 0; i < kStampRetries; ++i) {
+      const std::uint32_t old = V::load(stamp);
+      const std::uint32_t now = context_.tick();
+      if (old != 0 && static_cast<std::int32_t>(old - now) >= 0) return;  // leased, or as recent
+      if (V::exchange_if(stamp, old, now)) break;
+    }
+    V::publish(stamp, 4);
+  }
+
+ private:
+  static constexpr int kClosingRetries = 8;
+  static constexpr int kStampRetries = 64;
+
+  static std::uint64_t bit(std::uint32_t process) { return std::uint64_t{1} << (process - 1); }
+  static std::uint64_t lowering_bit(std::uint32_t process) { return bit(process) << kMaxProcesses; }
+
+  /// Storage for stamps and masks of slots that this process has not leased before: touching a hole of a full
+  /// tmpfs would be fatal.
+  void reserve(std::uint32_t slot) {
+    const std::uint32_t extent = pool_.extent_of(slot);
+    if (reserved_[extent].load(std::memory_order_acquire)) return;
+    const std::uint32_t per_extent = pool_.sb().slots_per_extent;
+    pool_.reserve_stamps(context_.host, extent, per_extent);
+    context_.control->reserve_masks(pool_.first_slot(extent), per_extent);
+    reserved_[extent].store(true, std::memory_order_release);
+  }
+
+  /// First half of a lease: writes the stamps, confirmed.
+  void hold(std::span<const Fingerprint> prints, std::span<const Found> found,
+            std::span<std::shared_ptr<Lease>> out) {
+    const std::uint64_t now = boot_ms();
+    const std::uint64_t epoch = V::load(&context_.header().lease_epoch);
+    std::vector<const void*> stamps;
+    stamps.reserve(found.size());
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      if (!found[i]) continue;
+      const std::uint64_t generation = generation_of(found[i].word);
+      std::shared_ptr<Lease>& held = held_[found[i].slot];
+      if (held && held->generation == generation && held->print == prints[i] && held->epoch == epoch &&
+          !held->lost.load(std::memory_order_acquire) &&
+          held->expiry.load(std::memory_order_acquire) > now + context_.options.lease_ms / 4) {
+        ++held->holders;
+        out[i] = held;
+        continue;
+      }
+      if (held) lose(*held);  // an earlier chunk of this slot, or a lease that ran out
+      try {
+        reserve(found[i].slot);
+      } catch (const Error&) {
+        context_.count(Count::refused_no_space);
+        if (!held) held_.erase(found[i].slot);
+        continue;
+      }
+      auto lease = std::make_shared<Lease>();
+      lease->slot = found[i].slot;
+      lease->generation = generation;
+      lease->print = prints[i];
+      lease->epoch = epoch;
+      lease->holders = 1;
+      __atomic_fetch_or(context_.control->lease_mask(found[i].slot), bit(context_.process), __ATOMIC_SEQ_CST);
+      std::uint64_t expiry = now + context_.options.lease_ms;
+      if (!raise(found[i].slot, expiry)) {
+        give_back(found[i].slot, context_.process);
+        held_.erase(found[i].slot);
+        continue;
+      }
+      lease->expiry.store(expiry, std::memory_order_release);
+      stamps.push_back(pool_.stamp(context_.host, found[i].slot));
+      held = lease;
+      out[i] = std::move(lease);
+    }
+    // SYNC POINT: lease-or-evict (with slot_use, after CLOSING). Either the evictor sees the stamp, or the
+    // observation below sees CLOSING.
+    for (const void* stamp : stamps) V::publish(stamp, 4);
+    V::confirm_all(stamps.data(), stamps.size());
+  }
+
+  /// Second half: only a descriptor observed after the stamp was confirmed makes a lease. Returns whether some
+  /// chunk was found closing.
+  template <class RecordOf>
+  bool observe(std::span<const Fingerprint> prints, RecordOf&& record_of, std::span<Found> found,
+               std::span<std::shared_ptr<Lease>> out) {
+    for (const auto& lease : out) {
+      if (!lease) continue;
+      V::observe(pool_.hot(lease->slot), kLine);
+      if (lease->cold.empty()) V::observe(pool_.cold(lease->slot), 2 * kLine);
+    }
+    V::observe_fence();
+    bool closing = false;
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      if (!out[i]) continue;
+      Lease& lease = *out[i];
+      HotDescriptor hot;
+      const bool read = read_hot<V>(pool_.hot(lease.slot), hot);
+      bool good = read && generation_of(hot.word) == lease.generation && print_of(hot) == prints[i] &&
+                  state_of(hot.word) == SlotState::ready;
+      if (read && is_state(hot.word) && state_of(hot.word) == SlotState::closing) closing = true;
+      found[i].word = read ? hot.word : found[i].word;
+      if (good && lease.cold.empty()) good = learn(lease, hot);
+      if (good) {
+        const std::span<const std::byte> wanted = record_of(i);
+        // The record is the key; the fingerprint only finds it.
+        good = wanted.empty() || (wanted.size() == lease.record_bytes &&
+                                  std::memcmp(wanted.data(), lease.cold.data(), wanted.size()) == 0);
+      }
+      if (!good) {
+        release_locked(out[i]);
+        out[i] = nullptr;
+      }
+    }
+    return closing;
+  }
+
+  /// Copies the descriptor's contents into a new lease, validated.
+  bool learn(Lease& lease, const HotDescriptor& hot) {
+    const ReadResult result = read_cold<V>(pool_, lease.slot, hot, lease.cold);
+    if (result != ReadResult::ok) {
+      lease.cold.clear();
+      if (result == ReadResult::garbage) context_.count(Count::garbage);
+      return false;
+    }
+    lease.size = hot.size;
+    lease.offset = hot.offset;
+    lease.record_bytes = hot.record_bytes;
+    lease.meta_bytes = hot.meta_bytes;
+    V::observe_payload(pool_.payload(pool_.extent_of(lease.slot)) + hot.offset, hot.size);
+    return true;
+  }
+
+  /// Raises this host's stamp of a slot to the tick of `expiry`, or one more than it was: always to a new value.
+  bool raise(std::uint32_t slot, std::uint64_t& expiry) {
+    std::uint32_t* stamp = pool_.stamp(context_.host, slot);
+    const std::uint32_t wanted = context_.tick_at(expiry);
+    for (int i = 0; i < kStampRetries; ++i) {
+      const std::uint32_t old = V::load(stamp);
+      std::uint32_t value = wanted;
+      if (stamp_is_live(old, context_.tick(), pool_.sb().max_lease_ms) &&
+          static_cast<std::int32_t>(old - wanted) >= 0) {
+        value = old + 1 == 0 ? 1 : old + 1;
+      }
+      if (!stamp_is_live(value, context_.tick(), pool_.sb().max_lease_ms)) return false;
+      if (V::exchange_if(stamp, old, value)) return true;
+    }
+    return false;
+  }
+
+  void renew_locked(Lease& lease, std::uint64_t now, std::uint64_t old_expiry) {
+    if (lease.epoch != V::load(&context_.header().lease_epoch)) {
+      lose(lease);
+      return;
+    }
+    std::uint64_t expiry = now + context_.options.lease_ms;
+    if (!raise(lease.slot, expiry)) return;
+    const std::uint32_t* stamp = pool_.stamp(context_.host, lease.slot);
+    V::publish(stamp, 4);
+    V::confirm(stamp);
+    if (boot_ms() >= old_expiry) {
+      // Too late to prolong: this is a new lease, and needs to see the descriptor after its stamp.
+      const HotDescriptor* line = pool_.hot(lease.slot);
+      V::observe(line, kLine);
+      V::observe_fence();
+      const std::uint64_t word = V::load(&line->word);
+      if (generation_of(word) != lease.generation || state_of(word) != SlotState::ready) {
+        lose(lease);
+        return;
+      }
+    }
+    lease.expiry.store(expiry, std::memory_order_release);
+  }
+
+  void lose(Lease& lease) {
+    if (!lease.lost.exchange(true, std::memory_order_acq_rel)) context_.count(Count::lost_leases);
+  }
+
+  void release_locked(const std::shared_ptr<Lease>& lease) {
+    if (lease->holders == 0 || --lease->holders != 0) return;
+    let_go(lease);
+  }
+
+  void let_go(const std::shared_ptr<Lease>& lease) {
+    const auto it = held_.find(lease->slot);
+    if (it == held_.end() || it->second != lease) return;  // the slot has a newer lease
+    const std::uint32_t slot = lease->slot;
+    held_.erase(it);
+    give_back(slot, context_.process);
+  }
+
+  /// Clears a process's bit; as the last one, lowers the stamp to now, which is also the slot's recency.
+  void give_back(std::uint32_t slot, std::uint32_t process) {
+    std::uint64_t* mask = context_.control->lease_mask(slot);
+    std::uint32_t* stamp = pool_.stamp(context_.host, slot);
+    const std::uint32_t seen = V::load(stamp);
+    std::uint64_t before = __atomic_load_n(mask, __ATOMIC_SEQ_CST);
+    std::uint64_t after = 0;
+    do {
+      after = before == bit(process) ? lowering_bit(process) : before & ~bit(process);
+    } while (!__atomic_compare_exchange_n(mask, &before, after, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
+    if (after != lowering_bit(process)) return;
+    if (V::exchange_if(stamp, seen, context_.tick())) V::publish(stamp, 4);
+    __atomic_fetch_and(mask, ~lowering_bit(process), __ATOMIC_SEQ_CST);
+  }
+
+  HostContext& context_;
+  const PoolMemory& pool_;
+  Index<V>& index_;
+  Hosts<V>& hosts_;
+  std::mutex mutex_;
+  std::unordered_map<std::uint32_t, std::shared_ptr<Lease>> held_;
+  std::vector<std::atomic<bool>> reserved_;  // by extent
+};
+
+}  // namespace beluga

@@ -1,0 +1,301 @@
+#pragma once
+
+#include <cstdio>
+#include <map>
+#include <string>
+#include <unordered_map>
+
+#include "pool_core.hpp"
+
+namespace beluga {
+
+/// Walks over everything in a pool: for `ls`, `inspect` and `check`. Takes no lock but, for `check`, the slot
+/// lock while it looks at the free map.
+template <class V>
+class Walk {
+ public:
+  Walk(HostContext& context, Index<V>& index, Hosts<V>& hosts, Slots<V>& slots, Extents<V>& extents)
+      : context_(context),
+        pool_(*context.pool),
+        index_(index),
+        hosts_(hosts),
+        slots_(slots),
+        extents_(extents) {}
+
+  std::vector<Entry> list(std::uint32_t& cursor, std::size_t most) {
+    std::vector<Entry> entries;
+    std::uint32_t slot = cursor;
+    ExtentHeader header{};
+    std::uint32_t loaded = ~0u;
+    while (slot < pool_.slot_limit() && entries.size() < most) {
+      const std::uint32_t e = pool_.extent_of(slot);
+      const std::uint32_t i = slot - pool_.first_slot(e);
+      if (e != loaded && !extents_.read_header(e, header)) header = ExtentHeader{};
+      loaded = e;
+      if (i >= header.slots) {
+        slot = pool_.first_slot(e) + pool_.sb().slots_per_extent;
+        continue;
+      }
+      Record record;
+      if (read(slot, record)) {
+        Entry& entry = entries.emplace_back();
+        entry.record.assign(record.key().begin(), record.key().end());
+        entry.meta.assign(record.meta().begin(), record.meta().end());
+        entry.size = record.hot.size;
+        entry.generation = generation_of(record.hot.word);
+        entry.host = header.owner;
+        entry.extent = e;
+        entry.slot = slot;
+        entry.depth = record.hot.depth;
+        entry.closing = state_of(record.hot.word) == SlotState::closing;
+        // A chunk's birth is told in its owner's ticks.
+        const SlotUse use = slot_use(context_, hosts_, slot, born_here(header.owner, record.hot.born));
+        entry.idle_ms = use.idle_ms;
+        entry.leased = use.leased;
+      }
+      ++slot;
+    }
+    cursor = slot;
+    return entries;
+  }
+
+  Occupancy occupancy() {
+    Occupancy all;
+    std::map<std::uint32_t, CutUse> cuts;
+    for (std::uint32_t e = 0; e < pool_.sb().extents; ++e) {
+      const ExtentControl& control = context_.control->extent(e);
+      if (!control.owned) {
+        all.extents_free += extents_.free_of_claims(e);
+        continue;
+      }
+      ++all.extents_owned;
+      if (control.slots == 0) continue;
+      CutUse& cut = cuts[control.slots];
+      cut.slot_size = control.slot_size;
+      ++cut.extents;
+      cut.slots += control.slots;
+      for (std::uint32_t i = 0; i < control.slots; ++i) {
+        if (slots_.is_free(e, i)) continue;
+        const std::uint32_t slot = pool_.first_slot(e) + i;
+        HotDescriptor hot;
+        if (!read_hot<V>(pool_.hot(slot), hot) || !is_state(hot.word)) continue;
+        const SlotState state = state_of(hot.word);
+        all.writing += state == SlotState::writing;
+        all.closing += state == SlotState::closing;
+        all.leased += (V::load(context_.control->lease_mask(slot)) & 0xffff'ffffu) != 0;
+        if (state != SlotState::ready || !fits(pool_.sb(), hot)) continue;
+        ++cut.used;
+        cut.bytes += hot.size;
+        ++all.chunks;
+        all.bytes += hot.size;
+        all.wasted += control.slot_size - std::min(control.slot_size, hot.size);
+      }
+    }
+    for (const auto& [slots, cut] : cuts) all.cuts.push_back(cut);
+    return all;
+  }
+
+  std::vector<HostView> hosts() {
+    std::vector<HostView> views;
+    for (std::uint32_t h = 0; h < pool_.sb().max_hosts; ++h) {
+      const HostPage& page = *pool_.host(h);
+      V::observe(&page, sizeof(page));
+      V::observe_fence();
+      const std::uint32_t state = V::load(&page.identity.state);
+      if (state == 0) continue;
+      HostView& view = views.emplace_back();
+      view.id = h;
+      view.state = state;
+      view.incarnation = V::load(&page.identity.incarnation);
+      view.tick = V::load(&page.heartbeat.tick);
+      view.processes = V::load(&page.heartbeat.processes);
+      view.self = h == context_.host;
+      view.live = hosts_.clock_of(h).live;
+      char name[sizeof(page.name)];
+      load_words<V>(name, page.name, sizeof(name));
+      view.name.assign(name, strnlen(name, sizeof(name)));
+      view.counters.resize(kCounts);
+      for (std::size_t c = 0; c < kCounts; ++c) view.counters[c] = V::load(&page.counters[c]);
+      for (std::uint32_t e = 0; e < pool_.sb().extents; ++e) view.extents += extents_.claim_of(h, e) == Claim::owned;
+    }
+    return views;
+  }
+
+  /// Validates every record that this host can judge: the superblock, the headers and descriptors of all
+  /// extents, and this host's lanes and free map. Slots that change meanwhile are looked at again.
+  CheckReport check() {
+    CheckReport report;
+    report_ = &report;
+    check_superblock();
+    std::unordered_map<std::uint32_t, std::uint32_t> indexed;  // slot -> entries that name it
+    check_lanes(indexed);
+    for (std::uint32_t e = 0; e < pool_.sb().extents; ++e) check_extent(e, indexed);
+    report_ = nullptr;
+    return report;
+  }
+
+ private:
+  /// Reads a chunk whole; false if the slot holds none, or is being changed.
+  bool read(std::uint32_t slot, Record& record) {
+    const HotDescriptor* line = pool_.hot(slot);
+    V::observe(line, kLine);
+    V::observe(pool_.cold(slot), pool_.sb().record_bytes);
+    V::observe_fence();
+    if (!read_hot<V>(line, record.hot) || !is_state(record.hot.word)) return false;
+    const SlotState state = state_of(record.hot.word);
+    if (state != SlotState::ready && state != SlotState::closing) return false;
+    return read_cold<V>(pool_, slot, record.hot, record.cold) == ReadResult::ok;
+  }
+
+  /// An owner's tick as the one of this host that is as long ago.
+  std::uint32_t born_here(std::uint32_t owner, std::uint32_t born) {
+    if (owner == context_.host || owner >= pool_.sb().max_hosts) return born;
+    return context_.tick() - (hosts_.clock_of(owner).tick - born);
+  }
+
+  template <class... Args>
+  void problem(const char* format, Args... args) {
+    ++report_->problems;
+    if (report_->errors.size() >= kCheckErrors) return;
+    char text[256];
+    std::snprintf(text, sizeof(text), format, args...);
+    report_->errors.emplace_back(text);
+  }
+
+  void check_superblock() {
+    Superblock sb;
+    load_words<V>(&sb, pool_.shared_superblock(), sizeof(sb));
+    if (sb.magic != kMagic) problem("superblock: the magic is damaged");
+    if (sb.crc != superblock_crc(sb)) {
+      problem("superblock: the CRC does not match; the pool works until it is attached again");
+    }
+  }
+
+  void check_lanes(std::unordered_map<std::uint32_t, std::uint32_t>& indexed) {
+    for (std::uint64_t b = 0; b < pool_.sb().buckets; ++b) {
+      for (const std::uint64_t& place : pool_.lane(b, context_.host)->entries) {
+        const std::uint64_t entry = V::load(&place);
+        if (entry == 0) continue;
+        ++report_->lane_entries;
+        const std::uint32_t slot = static_cast<std::uint32_t>(entry) - 1;
+        if (!context_.slot_in_range(slot)) {
+          problem("bucket %llu: an entry names slot %u, which does not exist", ull(b), slot);
+          continue;
+        }
+        HotDescriptor hot;
+        if (!read_hot<V>(pool_.hot(slot), hot)) continue;
+        if (V::load(&place) != entry) continue;  // removed meanwhile
+        if (!is_state(hot.word) || state_of(hot.word) == SlotState::free) {
+          problem("bucket %llu: an entry names slot %u, which is free", ull(b), slot);
+        } else if (pool_.bucket_of(hot.print_lo) != b || make_entry(hot.print_hi, slot) != entry) {
+          if (state_of(hot.word) != SlotState::writing) {
+            problem("bucket %llu: an entry names slot %u, which holds another key", ull(b), slot);
+          }
+        } else {
+          ++indexed[slot];
+        }
+      }
+    }
+  }
+
+  void check_extent(std::uint32_t e, std::unordered_map<std::uint32_t, std::uint32_t>& indexed) {
+    const ExtentControl& control = context_.control->extent(e);
+    std::uint32_t owners = 0;
+    for (std::uint32_t h = 0; h < pool_.sb().max_hosts; ++h) {
+      const auto claim = static_cast<std::uint32_t>(extents_.claim_of(h, e));
+      if (claim > 3) problem("extent %u: host %u's claim has the value %u", e, h, claim);
+      owners += claim == static_cast<std::uint32_t>(Claim::owned);
+    }
+    if (owners > 1) problem("extent %u: %u hosts own it", e, owners);
+    const bool mine = control.owned;
+    if (mine && extents_.claim_of(context_.host, e) != Claim::owned) {
+      problem("extent %u: in use here, and not claimed", e);
+    }
+    if (owners == 0) return;
+    ExtentHeader header;
+    if (!extents_.read_header(e, header)) {
+      if (!mine || control.slots != 0) problem("extent %u: its header is damaged", e);
+      return;
+    }
+    if (mine && control.slots != 0 && control.slots != header.slots) {
+      problem("extent %u: cut into %u slots, its header says %u", e, control.slots, header.slots);
+    }
+    for (std::uint32_t i = 0; i < header.slots; ++i) check_slot(pool_.first_slot(e) + i, e, mine, indexed);
+    if (!mine) return;
+    // The free map only holds still under the slot lock.
+    typename Slots<V>::Locked lock(slots_);
+    if (!lock) return;
+    std::uint32_t mapped = 0;
+    for (std::uint32_t i = 0; i < control.slots; ++i) {
+      const std::uint64_t word = V::load(&pool_.hot(pool_.first_slot(e) + i)->word);
+      const bool is_free = is_state(word) && state_of(word) == SlotState::free;
+      if (is_free != slots_.is_free(e, i)) {
+        problem("slot %u: the free map says %s, the descriptor says otherwise", pool_.first_slot(e) + i,
+                is_free ? "taken" : "free");
+      }
+      mapped += slots_.is_free(e, i);
+    }
+    if (mapped != control.free) problem("extent %u: %u slots are free, it counts %u", e, mapped, control.free);
+  }
+
+  void check_slot(std::uint32_t slot, std::uint32_t e, bool mine,
+                  std::unordered_map<std::uint32_t, std::uint32_t>& indexed) {
+    ++report_->slots;
+    const HotDescriptor* line = pool_.hot(slot);
+    V::observe(line, kLine);
+    V::observe(pool_.cold(slot), pool_.sb().record_bytes);
+    V::observe_fence();
+    Record record;
+    if (!read_hot<V>(line, record.hot)) return;
+    const HotDescriptor& hot = record.hot;
+    if (!is_state(hot.word)) {
+      problem("slot %u: state %u does not exist", slot, static_cast<std::uint32_t>(hot.word & 0xff));
+      return;
+    }
+    switch (state_of(hot.word)) {
+      case SlotState::free:
+        ++report_->free;
+        return;
+      case SlotState::writing:
+        ++report_->writing;
+        return;
+      case SlotState::closing:
+        ++report_->closing;
+        break;
+      case SlotState::ready:
+        ++report_->chunks;
+        break;
+    }
+    switch (read_cold<V>(pool_, slot, hot, record.cold)) {
+      case ReadResult::unstable:
+        return;
+      case ReadResult::garbage:
+        problem("slot %u of extent %u: its descriptor is damaged (CRC or bounds)", slot, e);
+        return;
+      case ReadResult::ok:
+        break;
+    }
+    if (fingerprint(record.key()) != print_of(hot)) {
+      problem("slot %u: its fingerprint is not that of its key", slot);
+    }
+    if (!mine || state_of(hot.word) != SlotState::ready) return;
+    const auto it = indexed.find(slot);
+    if (it == indexed.end() && !index_.holds(print_of(hot), slot) && V::load(&line->word) == hot.word) {
+      problem("slot %u: a chunk that the index does not know", slot);
+    } else if (it != indexed.end() && it->second > 1) {
+      problem("slot %u: %u entries name it", slot, it->second);
+    }
+  }
+
+  static unsigned long long ull(std::uint64_t n) { return n; }
+
+  HostContext& context_;
+  const PoolMemory& pool_;
+  Index<V>& index_;
+  Hosts<V>& hosts_;
+  Slots<V>& slots_;
+  Extents<V>& extents_;
+  CheckReport* report_ = nullptr;
+};
+
+}  // namespace beluga
