@@ -61,20 +61,21 @@ class Settings:
     max_hosts: int = _setting(
         kinds.integer(1, 64),
         1,
-        "How many host ids the pool has room for. Fixed when it is created.",
+        "How many host ids the pool has room for. Fixed when the pool is created.",
     )
     extent_size: int | None = _setting(
         kinds.SIZE,
         None,
-        "The unit in which hosts own the pool, and the limit of a chunk's size. Fixed when it is "
-        "created.",
+        "The unit in which hosts own the pool, and the limit of a chunk's size: a power of two, "
+        "64KiB to 64GiB. Fixed when the pool is created.",
         default_text="by pool size",
     )
-    chunk_hint: int = _setting(
+    chunk_hint: int | None = _setting(
         kinds.SIZE,
-        256 << 10,
-        "Typical size of a chunk; the index has room for about one pool full of them. Fixed when "
-        "it is created.",
+        None,
+        "Typical size of a chunk; index and smallest slot are made for it. Larger and smaller ones "
+        "fit as well. Fixed when the pool is created.",
+        default_text="256KiB, more in pools over 1TiB",
     )
     visibility: str = _setting(
         kinds.choice("coherent", "noncoherent"),
@@ -108,7 +109,8 @@ class Settings:
     lease_ms: int = _setting(
         kinds.duration(100),
         10_000,
-        "How long a reader's claim on a chunk lasts unless it is renewed, which happens by itself.",
+        "How long a reader's claim on a chunk lasts unless it is renewed, which happens by itself. "
+        "At most 1min.",
     )
     pin_timeout_ms: int = _setting(
         kinds.duration(1),
@@ -126,14 +128,34 @@ class Settings:
         "A host silent for this long is taken for dead, and its leases lapse. The same on all "
         "hosts.",
     )
+    lock_timeout_ms: int = _setting(
+        kinds.duration(1),
+        1_000,
+        "A put is refused, and counted, when another process holds a lock of this host for longer.",
+    )
+    open_timeout_ms: int = _setting(
+        kinds.duration(1),
+        30_000,
+        "How long to wait for another process that is creating the pool or recovering this host.",
+    )
     copy_threads: int = _setting(
-        kinds.integer(0, 256), 0, "Threads that copy into and out of the pool; 0 picks by machine."
+        kinds.integer(0, 256),
+        0,
+        "Threads that share a large copy into or out of the pool; 0 picks by machine.",
     )
     prefault: bool = _setting(
         kinds.BOOLEAN,
         False,
         "Touch every page of the pool when it is attached: slow start, no page faults later. On "
         "tmpfs this takes the whole size of the pool in memory at once.",
+    )
+
+    control_dir: str | None = _setting(
+        kinds.PATH,
+        None,
+        "Directory on a local tmpfs where the processes of one machine meet; all of them need the "
+        "same one.",
+        default_text="/dev/shm",
     )
 
     def __post_init__(self) -> None:

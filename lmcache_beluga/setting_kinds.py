@@ -201,6 +201,19 @@ def split_paths(text: str) -> list[str]:
     return [part for part in re.split("[,:]", text) if part.strip()]
 
 
+def _parse_path(value: object) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"this is a {type(value).__name__}")
+    return _parse_paths(value)[0]
+
+
+PATH = Kind(
+    "path",
+    "a path such as /dev/shm",
+    _parse_path,
+    lambda path: "none" if path is None else str(path),
+)
+
 PATHS = Kind(
     "path or list",
     "a path such as /dev/shm/beluga.pool, or a list of paths",

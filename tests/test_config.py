@@ -259,3 +259,21 @@ def test_names_are_unique_and_documented() -> None:
         assert setting.meaning.endswith(".")
         assert setting.variable == "BELUGA_" + setting.name.upper()
         assert "|" not in setting.meaning + setting.default_text
+
+
+def test_pool_takes_every_setting_and_no_other() -> None:
+    from lmcache_beluga.pool import _AttachArguments, _FormatArguments
+
+    taken = {f.name for c in (_AttachArguments, _FormatArguments) for f in dataclasses.fields(c)}
+    # To format over a pool in use is a decision of the moment.
+    assert {s.pool_argument for s in SETTINGS} == taken - {"force"} | {"path", "size"}
+
+
+def test_defaults_are_those_of_the_pool() -> None:
+    from lmcache_beluga.pool import _AttachArguments, _FormatArguments
+
+    for arguments in (_AttachArguments(), _FormatArguments()):
+        for field in dataclasses.fields(arguments):
+            if field.name != "force":
+                default = getattr(arguments, field.name)
+                assert (getattr(Settings(), field.name) or default) == default, field.name

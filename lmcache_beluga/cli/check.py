@@ -38,5 +38,8 @@ def check(ctx: click.Context, paths: tuple[str, ...], host_id: int, as_json: boo
     else:
         for problem in report.errors:
             click.echo(problem)
-        click.echo(f"{len(report.errors)} problems" if report.errors else "clean")
+        if report.problems > len(report.errors):
+            click.echo(f"... and {report.problems - len(report.errors)} more")
+        verdict = "clean" if report.ok else f"problems: {report.problems}"
+        click.echo(f"{verdict} ({report.chunks} chunks, {report.slots} slots)")
     ctx.exit(0 if report.ok else 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import click
 
@@ -14,7 +15,7 @@ EPILOG = """\b
 Examples:
   beluga format /dev/shm/beluga.pool --size 64GiB
   beluga format /dev/dax0.0 /dev/dax1.0 --chunk-hint 16MiB
-  beluga format /dev/shm/beluga.pool --size 64GiB --force     # all chunks in it are lost
+  beluga format /dev/shm/beluga.pool --size 64GiB --force
 """
 
 
@@ -35,7 +36,9 @@ Examples:
     metavar="TEXT",
 )
 @setting_option("mode", "Permissions of new files.", metavar="OCTAL")
-@click.option("--force", is_flag=True, help="Format over a pool; its chunks are lost.")
+@click.option(
+    "--force", is_flag=True, help="Format although the pool is in use; its users stop using it."
+)
 @json_option
 def format_pool(
     paths: tuple[str, ...],
@@ -52,13 +55,13 @@ def format_pool(
     """Create a pool.
 
     Several PATHs become one pool; list them in the same order whenever they are used. A file that
-    is not there is created with the given size, sparse: it takes memory as chunks come in. A file
-    that holds something else than a pool is never touched. Engines with beluga.size in their
-    settings create a missing pool by themselves.
+    is not there is created with the given size, sparse: it takes memory as chunks come in. A pool
+    that nobody uses is formatted anew, and its chunks are lost; a file that holds something else is
+    never touched. Engines with beluga.size in their settings create a missing pool by themselves.
     """
     from lmcache_beluga.pool import Pool
 
-    arguments = {
+    arguments: dict[str, Any] = {
         "size": size,
         "chunk_hint": chunk_hint,
         "extent_size": extent_size,

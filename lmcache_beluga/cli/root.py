@@ -96,6 +96,9 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except BelugaError as error:
             raise CommandError(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("beluga: interrupted", err=True)
+            raise click.exceptions.Exit(130) from None  # as shells do; 1 has a meaning already
         except ModuleNotFoundError as error:
             raise _missing_module(error, COMMANDS[ctx.invoked_subcommand or ""]) from error
         except OSError as error:
