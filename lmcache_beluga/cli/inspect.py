@@ -12,6 +12,8 @@ import click
 from lmcache_beluga.cli.options import attach, host_id_option, json_option, paths_argument
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from lmcache_beluga.pool import Pool
 
 EPILOG = """\b
@@ -65,15 +67,20 @@ def _print_tables(pool: Pool, interval: float | None) -> None:
     from lmcache_beluga.cli.tables import stdout_console
 
     console = stdout_console()
-    if interval is None or not console.is_terminal:
-        while True:
-            console.print(tables_of(pool.inspect()))
-            if interval is None:
-                return
-            time.sleep(interval)
-    from rich.live import Live
 
-    with Live(tables_of(pool.inspect()), console=console, screen=True, auto_refresh=False) as live:
+    def look() -> RenderableType:
+        return tables_of(pool.inspect(), console.width)
+
+    if interval is None:
+        console.print(look())
+    elif console.is_terminal:
+        from rich.live import Live
+
+        with Live(look(), console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                time.sleep(interval)
+                live.update(look(), refresh=True)
+    else:
         while True:
-            live.update(tables_of(pool.inspect()), refresh=True)
+            console.print(look())
             time.sleep(interval)

@@ -12,18 +12,26 @@ from rich.table import Table
 from lmcache_beluga.cli.tables import facts, table
 from lmcache_beluga.quantities import format_size
 
+# Two columns halve the height, so that --watch fits on a screen.
+_TWO_COLUMNS = 110
 
-def tables_of(found: dict[str, Any]) -> RenderableType:
-    """What ``Pool.inspect()`` returned, drawn."""
+
+def tables_of(found: dict[str, Any], width: int) -> RenderableType:
+    """What ``Pool.inspect()`` returned, drawn for a terminal of ``width`` characters."""
     geometry, occupancy = found["geometry"], found["occupancy"]
-    return Group(
+    state = Group(
         _geometry(geometry),
         _devices(geometry["devices"]),
         _hosts(found["hosts"]),
         _occupancy(occupancy, geometry),
         _slot_sizes(occupancy["cuts"]),
-        _counters(found["counters"]),
     )
+    counters = _counters(found["counters"])
+    if width < _TWO_COLUMNS:
+        return Group(state, counters)
+    columns = Table.grid(padding=(0, 4))
+    columns.add_row(state, counters)
+    return columns
 
 
 def _geometry(geometry: dict[str, Any]) -> Table:

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from rich.console import Console
 from sample_pool import RECORDS, Run
 
 from lmcache_beluga import Pool
+from lmcache_beluga.cli.inspect_tables import tables_of
+
+HEADINGS = ("Pool", "Devices", "Hosts", "Occupancy", "Slot sizes", "Counters")
 
 
 def test_tables(run: Run, pool_path: Path) -> None:
     result = run("inspect", pool_path)
     assert result.exit_code == 0, result.output
-    for heading in ("Pool", "Devices", "Hosts", "Occupancy", "Slot sizes", "Counters"):
-        assert heading in result.output.split()[0] or f"\n{heading}" in result.output
+    assert all(heading in result.output for heading in HEADINGS)
     assert str(pool_path) in result.output
     assert f"{len(RECORDS)}, 0 of them in use" in result.output
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_tables_fit_the_terminal(pool_path: Path, width: int) -> None:
+    with Pool.attach(pool_path) as pool:
+        found = pool.inspect()
+    found["geometry"]["devices"][0]["path"] = "/dev/dax0.0"
+    output = io.StringIO()
+    Console(width=width, file=output).print(tables_of(found, width))
+    drawn = output.getvalue()
+    assert all(heading in drawn for heading in HEADINGS)
+    assert "…" not in drawn
+    assert max(map(len, drawn.splitlines())) <= width
 
 
 def test_json(run: Run, pool_path: Path) -> None:
