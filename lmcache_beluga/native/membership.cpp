@@ -154,6 +154,7 @@ Membership join_host(const PoolMemory& pool, const AttachOptions& options) {
     // Nobody of this /dev/shm is attached. Whoever else holds the host id cannot share our control block.
     auto alone = RangeLock::try_take(pool.lock_fd(), byte, LockMode::exclusive);
     if (!alone) throw Error(ErrorKind::host_in_use, host_in_use_text(pool, options.host_id));
+    alone->downgrade();  // the processes that come next share it; a stranger still cannot have it alone
     member.attached = std::move(*alone);
     if (ours) await_the_dead(control, options.dead_after_ms);
     control.reset(pool, options.host_id);
