@@ -330,10 +330,10 @@ NB_MODULE(_native, m) {
       .def_prop_ro("generation", [](const View& v) { return v.lease->generation; })
       .def_prop_ro("released", [](const View& v) { return v.released.load(); })
       .def_prop_ro("record",
-                   [](const View& v) { return to_bytes({v.lease->cold.data(), v.lease->record_bytes}); })
+                   [](const View& v) { return to_bytes(v.lease->record()); })
       .def_prop_ro("meta",
                    [](const View& v) {
-                     return to_bytes({v.lease->cold.data() + v.lease->record_bytes, v.lease->meta_bytes});
+                     return to_bytes(v.lease->meta());
                    })
       .def("valid", [](View& v) { return !v.released && v.pool->valid(*v.lease); })
       .def("release", &View::release)

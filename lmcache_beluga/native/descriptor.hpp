@@ -71,20 +71,32 @@ struct Record {
 
 enum class ReadResult { ok, unstable, garbage };
 
-/// Reads the cold lines that belong to `hot`, and checks numbers and CRC. `unstable`: the slot changed
-/// meanwhile. The caller has observed the cold lines.
+/// Bytes to read for the record and metadata of `hot`, in whole words.
+inline std::size_t cold_words(const HotDescriptor& hot) noexcept {
+  return (std::size_t{hot.record_bytes} + hot.meta_bytes + 7) / 8 * 8;
+}
+
+/// Reads the cold lines that belong to `hot` into cold_words(hot) bytes, and checks numbers and CRC. `unstable`:
+/// the slot changed meanwhile. The caller has observed the cold lines.
+template <class V>
+ReadResult read_cold(const PoolMemory& pool, std::uint32_t slot, const HotDescriptor& hot,
+                     std::span<std::byte> cold) {
+  if (!fits(pool.sb(), hot)) return ReadResult::garbage;
+  load_words<V>(cold.data(), pool.cold(slot), cold.size());
+  std::atomic_thread_fence(std::memory_order_acquire);
+  const std::size_t bytes = std::size_t{hot.record_bytes} + hot.meta_bytes;
+  const bool good = descriptor_crc(slot, hot, cold.first(bytes)) == hot.crc;
+  // Closing and its undoing change the state alone; any other change makes the copy worthless.
+  if (generation_of(V::load(&pool.hot(slot)->word)) != generation_of(hot.word)) return ReadResult::unstable;
+  return good ? ReadResult::ok : ReadResult::garbage;
+}
+
 template <class V>
 ReadResult read_cold(const PoolMemory& pool, std::uint32_t slot, const HotDescriptor& hot,
                      std::vector<std::byte>& cold) {
   if (!fits(pool.sb(), hot)) return ReadResult::garbage;
-  const std::size_t bytes = std::size_t{hot.record_bytes} + hot.meta_bytes;
-  cold.resize((bytes + 7) / 8 * 8);
-  load_words<V>(cold.data(), pool.cold(slot), cold.size());
-  std::atomic_thread_fence(std::memory_order_acquire);
-  const bool good = descriptor_crc(slot, hot, {cold.data(), bytes}) == hot.crc;
-  // Closing and its undoing change the state alone; any other change makes the copy worthless.
-  if (generation_of(V::load(&pool.hot(slot)->word)) != generation_of(hot.word)) return ReadResult::unstable;
-  return good ? ReadResult::ok : ReadResult::garbage;
+  cold.resize(cold_words(hot));
+  return read_cold<V>(pool, slot, hot, std::span(cold));
 }
 
 }  // namespace beluga

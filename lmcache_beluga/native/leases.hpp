@@ -24,11 +24,24 @@ struct Lease {
   std::atomic<bool> lost{false};
   std::uint32_t holders = 0;              // guarded by Leases' mutex
 
-  std::uint64_t size = 0;    // bytes of payload
+  std::uint64_t size = 0;    // bytes of payload; 0: nothing is known of the chunk yet
   std::uint64_t offset = 0;  // from the extent's start
-  std::vector<std::byte> cold;
   std::uint32_t record_bytes = 0;
   std::uint32_t meta_bytes = 0;
+
+  std::span<const std::byte> record() const noexcept { return {cold(), record_bytes}; }
+  std::span<const std::byte> meta() const noexcept { return {cold() + record_bytes, meta_bytes}; }
+  /// Room for the cold lines: nearly all fit into the lease itself.
+  std::byte* make_cold(std::size_t bytes) {
+    if (bytes > sizeof(inline_cold_)) large_cold_ = std::make_unique<std::byte[]>(bytes);
+    return large_cold_ ? large_cold_.get() : inline_cold_;
+  }
+
+ private:
+  const std::byte* cold() const noexcept { return large_cold_ ? large_cold_.get() : inline_cold_; }
+
+  alignas(8) std::byte inline_cold_[256];
+  std::unique_ptr<std::byte[]> large_cold_;
 };
 
 /// This process's leases. Lookups and leases lock nothing that another process could hold; the mutex here is
@@ -104,9 +117,11 @@ class Leases {
   }
 
   /// Gives one hold back. Local, cannot fail.
-  void release(const std::shared_ptr<Lease>& lease) {
+  void release(const std::shared_ptr<Lease>& lease) { release({&lease, 1}); }
+  void release(std::span<const std::shared_ptr<Lease>> leases) {
+    const std::uint32_t tick = context_.tick();
     std::lock_guard guard(mutex_);
-    release_locked(lease);
+    for (const auto& lease : leases) release_locked(lease, tick);
   }
 
   /// Is the chunk untouched since it was leased? Asked after every transfer. A lost lease is counted once.
@@ -149,7 +164,7 @@ class Leases {
     while (!held_.empty()) {
       const std::shared_ptr<Lease> lease = held_.begin()->second;
       lease->lost.store(true, std::memory_order_release);
-      let_go(lease);
+      let_go(lease, context_.tick());
     }
   }
 
@@ -157,7 +172,7 @@ class Leases {
   void forget_process(std::uint32_t slot, std::uint32_t process) {
     std::uint64_t* mask = context_.control->lease_mask(slot);
     if (V::load(mask) & lowering_bit(process)) __atomic_fetch_and(mask, ~lowering_bit(process), __ATOMIC_SEQ_CST);
-    if (V::load(mask) & bit(process)) give_back(slot, process);
+    if (V::load(mask) & bit(process)) give_back(slot, process, context_.tick());
   }
 
   /// Raises a slot's recency to now, without leasing it.
@@ -195,6 +210,11 @@ class Leases {
   void hold(std::span<const Fingerprint> prints, std::span<const Found> found,
             std::span<std::shared_ptr<Lease>> out) {
     const std::uint64_t now = boot_ms();
+    for (const Found& f : found) {
+      if (!f) continue;
+      __builtin_prefetch(pool_.stamp(context_.host, f.slot), 1);
+      __builtin_prefetch(context_.control->lease_mask(f.slot), 1);
+    }
     const std::uint64_t epoch = V::load(&context_.header().lease_epoch);
     std::vector<const void*> stamps;
     stamps.reserve(found.size());
@@ -224,9 +244,9 @@ class Leases {
       lease->epoch = epoch;
       lease->holders = 1;
       __atomic_fetch_or(context_.control->lease_mask(found[i].slot), bit(context_.process), __ATOMIC_SEQ_CST);
-      std::uint64_t expiry = now + context_.options.lease_ms;
-      if (!raise(found[i].slot, expiry)) {
-        give_back(found[i].slot, context_.process);
+      const std::uint64_t expiry = now + context_.options.lease_ms;
+      if (!raise(found[i].slot, now, expiry)) {
+        give_back(found[i].slot, context_.process, context_.tick_at(now));
         held_.erase(found[i].slot);
         continue;
       }
@@ -249,7 +269,7 @@ class Leases {
     for (const auto& lease : out) {
       if (!lease) continue;
       V::observe(pool_.hot(lease->slot), kLine);
-      if (lease->cold.empty()) V::observe(pool_.cold(lease->slot), 2 * kLine);
+      if (lease->size == 0) V::observe(pool_.cold(lease->slot), 3 * kLine);
     }
     V::observe_fence();
     bool closing = false;
@@ -262,15 +282,15 @@ class Leases {
                   state_of(hot.word) == SlotState::ready;
       if (read && is_state(hot.word) && state_of(hot.word) == SlotState::closing) closing = true;
       found[i].word = read ? hot.word : found[i].word;
-      if (good && lease.cold.empty()) good = learn(lease, hot);
+      if (good && lease.size == 0) good = learn(lease, hot);
       if (good) {
         const std::span<const std::byte> wanted = record_of(i);
         // The record is the key; the fingerprint only finds it.
         good = wanted.empty() || (wanted.size() == lease.record_bytes &&
-                                  std::memcmp(wanted.data(), lease.cold.data(), wanted.size()) == 0);
+                                  std::memcmp(wanted.data(), lease.record().data(), wanted.size()) == 0);
       }
       if (!good) {
-        release_locked(out[i]);
+        release_locked(out[i], context_.tick());
         out[i] = nullptr;
       }
     }
@@ -279,9 +299,13 @@ class Leases {
 
   /// Copies the descriptor's contents into a new lease, validated.
   bool learn(Lease& lease, const HotDescriptor& hot) {
-    const ReadResult result = read_cold<V>(pool_, lease.slot, hot, lease.cold);
+    const std::size_t bytes = cold_words(hot);
+    if (hot.record_bytes + std::size_t{hot.meta_bytes} > pool_.sb().record_bytes) {
+      context_.count(Count::garbage);
+      return false;
+    }
+    const ReadResult result = read_cold<V>(pool_, lease.slot, hot, {lease.make_cold(bytes), bytes});
     if (result != ReadResult::ok) {
-      lease.cold.clear();
       if (result == ReadResult::garbage) context_.count(Count::garbage);
       return false;
     }
@@ -294,17 +318,18 @@ class Leases {
   }
 
   /// Raises this host's stamp of a slot to the tick of `expiry`, or one more than it was: always to a new value.
-  bool raise(std::uint32_t slot, std::uint64_t& expiry) {
+  bool raise(std::uint32_t slot, std::uint64_t now, std::uint64_t expiry) {
     std::uint32_t* stamp = pool_.stamp(context_.host, slot);
+    const std::uint32_t tick = context_.tick_at(now);
     const std::uint32_t wanted = context_.tick_at(expiry);
     for (int i = 0; i < kStampRetries; ++i) {
       const std::uint32_t old = V::load(stamp);
       std::uint32_t value = wanted;
-      if (stamp_is_live(old, context_.tick(), pool_.sb().max_lease_ms) &&
+      if (stamp_is_live(old, tick, pool_.sb().max_lease_ms) &&
           static_cast<std::int32_t>(old - wanted) >= 0) {
         value = old + 1 == 0 ? 1 : old + 1;
       }
-      if (!stamp_is_live(value, context_.tick(), pool_.sb().max_lease_ms)) return false;
+      if (!stamp_is_live(value, tick, pool_.sb().max_lease_ms)) return false;
       if (V::exchange_if(stamp, old, value)) return true;
     }
     return false;
@@ -315,8 +340,8 @@ class Leases {
       lose(lease);
       return;
     }
-    std::uint64_t expiry = now + context_.options.lease_ms;
-    if (!raise(lease.slot, expiry)) return;
+    const std::uint64_t expiry = now + context_.options.lease_ms;
+    if (!raise(lease.slot, now, expiry)) return;
     const std::uint32_t* stamp = pool_.stamp(context_.host, lease.slot);
     V::publish(stamp, 4);
     V::confirm(stamp);
@@ -338,21 +363,21 @@ class Leases {
     if (!lease.lost.exchange(true, std::memory_order_acq_rel)) context_.count(Count::lost_leases);
   }
 
-  void release_locked(const std::shared_ptr<Lease>& lease) {
+  void release_locked(const std::shared_ptr<Lease>& lease, std::uint32_t tick) {
     if (lease->holders == 0 || --lease->holders != 0) return;
-    let_go(lease);
+    let_go(lease, tick);
   }
 
-  void let_go(const std::shared_ptr<Lease>& lease) {
+  void let_go(const std::shared_ptr<Lease>& lease, std::uint32_t tick) {
     const auto it = held_.find(lease->slot);
     if (it == held_.end() || it->second != lease) return;  // the slot has a newer lease
     const std::uint32_t slot = lease->slot;
     held_.erase(it);
-    give_back(slot, context_.process);
+    give_back(slot, context_.process, tick);
   }
 
-  /// Clears a process's bit; as the last one, lowers the stamp to now, which is also the slot's recency.
-  void give_back(std::uint32_t slot, std::uint32_t process) {
+  /// Clears a process's bit; as the last one, lowers the stamp to `tick`, now, which is also the slot's recency.
+  void give_back(std::uint32_t slot, std::uint32_t process, std::uint32_t tick) {
     std::uint64_t* mask = context_.control->lease_mask(slot);
     std::uint32_t* stamp = pool_.stamp(context_.host, slot);
     const std::uint32_t seen = V::load(stamp);
@@ -362,7 +387,7 @@ class Leases {
       after = before == bit(process) ? lowering_bit(process) : before & ~bit(process);
     } while (!__atomic_compare_exchange_n(mask, &before, after, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
     if (after != lowering_bit(process)) return;
-    if (V::exchange_if(stamp, seen, context_.tick())) V::publish(stamp, 4);
+    if (V::exchange_if(stamp, seen, tick)) V::publish(stamp, 4);
     __atomic_fetch_and(mask, ~lowering_bit(process), __ATOMIC_SEQ_CST);
   }
 

@@ -136,9 +136,12 @@ class Slots {
     std::uint64_t freed = 0;
     for (int misses = 0; freed < bytes && misses < kEvictMisses;) {
       refresh_owned();
-      const Candidate coldest = sample(all_owned());
-      const std::uint64_t size = coldest.found ? V::load(&pool_.hot(coldest.slot)->size) : 0;
-      if (coldest.found && evict(coldest.slot, coldest.word)) {
+      const std::vector<std::uint32_t> owned = all_owned();
+      Candidate coldest = sample(owned);
+      if (!coldest.found) coldest = scan(owned);
+      if (!coldest.found) break;
+      const std::uint64_t size = V::load(&pool_.hot(coldest.slot)->size);
+      if (evict(coldest.slot, coldest.word)) {
         freed += size;
         misses = 0;
       } else {
@@ -259,6 +262,7 @@ class Slots {
   static constexpr int kAllocateAttempts = 64;
   static constexpr int kEvictMisses = 64;
   static constexpr int kSamples = 16;
+  static constexpr int kSampleRounds = 4;
   static constexpr std::uint64_t kReserveStep = 32 << 20;
   /// A chunk counts as this much older per position in its prefix, so that suffixes go before prefixes.
   static constexpr std::uint64_t kDepthAgeMs = 16;
@@ -492,9 +496,9 @@ class Slots {
       if (oldest && (!mine.found || oldest > 2 * mine.age + 1000) && drain(victim)) return true;
     }
     for (int i = 0; i < kEvictMisses; ++i) {
-      const Candidate coldest = i == 0 ? mine : sample(same);
-      if (!coldest.found && i >= 4 && !any_unleased(same)) return false;
+      const Candidate coldest = i == 0 ? mine : i < kSampleRounds ? sample(same) : scan(same);
       if (coldest.found && evict(coldest.slot, coldest.word)) return true;
+      if (!coldest.found && i >= kSampleRounds) break;
     }
     for (const std::uint32_t e : other) {
       if (drain(e)) return true;
@@ -522,19 +526,6 @@ class Slots {
     return empty && control.free == control.slots;
   }
 
-  bool any_unleased(const std::vector<std::uint32_t>& extents) {
-    for (const std::uint32_t e : extents) {
-      const std::uint32_t first = pool_.first_slot(e);
-      for (std::uint32_t i = 0; i < control_.extent(e).slots; ++i) {
-        if (is_free(e, i)) return true;
-        Candidate one;
-        consider(first + i, one);
-        if (one.found) return true;
-      }
-    }
-    return false;
-  }
-
   /// The coldest of some random chunks of these extents that nobody leases.
   Candidate sample(const std::vector<std::uint32_t>& extents, int wanted = kSamples) {
     Candidate coldest;
@@ -552,17 +543,33 @@ class Slots {
     return coldest;
   }
 
-  /// Keeps the colder of `coldest` and the chunk in `slot`, if there is one and nobody leases it.
-  void consider(std::uint32_t slot, Candidate& coldest) {
-    if (!context_.slot_in_range(slot)) return;
+  /// The same, but finds a chunk wherever it is: where few slots hold one that may go, chance misses it.
+  Candidate scan(const std::vector<std::uint32_t>& extents, int wanted = kSamples) {
+    Candidate coldest;
+    if (extents.empty()) return coldest;
+    const std::uint32_t start = random(static_cast<std::uint32_t>(extents.size()));
+    for (std::size_t k = 0; k < extents.size() && wanted > 0; ++k) {
+      const std::uint32_t e = extents[(start + k) % extents.size()];
+      const std::uint32_t slots = control_.extent(e).slots;
+      for (std::uint32_t i = 0; i < slots && wanted > 0; ++i) {
+        if (!is_free(e, i)) wanted -= consider(pool_.first_slot(e) + i, coldest);
+      }
+    }
+    return coldest;
+  }
+
+  /// Keeps the colder of `coldest` and the chunk in `slot`; false if there is none or it is leased.
+  bool consider(std::uint32_t slot, Candidate& coldest) {
+    if (!context_.slot_in_range(slot)) return false;
     const HotDescriptor* line = pool_.hot(slot);
     const std::uint64_t word = V::load(&line->word);
-    if (!is_state(word) || state_of(word) != SlotState::ready) return;
+    if (!is_state(word) || state_of(word) != SlotState::ready) return false;
     const SlotUse use = slot_use(context_, hosts_, slot, V::load(&line->born));
-    if (use.leased) return;
+    if (use.leased) return false;
     const std::uint64_t age =
         use.idle_ms + std::uint64_t{std::min(V::load(&line->depth), kDepthLimit)} * kDepthAgeMs;
     if (!coldest.found || age > coldest.age) coldest = {true, slot, word, age};
+    return true;
   }
 
   void finish_locked(std::uint32_t slot, std::uint64_t generation) {

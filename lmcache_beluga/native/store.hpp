@@ -153,7 +153,9 @@ class Store final : public PoolCore {
     if (context_.forks != fork_generation()) return 0;
     std::lock_guard guard(pins_mutex_);
     const std::size_t n = pin_count_;
-    for (auto& [print, pin] : pins_) leases_.release(pin.lease);
+    std::vector<std::shared_ptr<Lease>> leases;
+    for (auto& [print, pin] : pins_) leases.push_back(std::move(pin.lease));
+    leases_.release(leases);
     pins_.clear();
     pin_count_ = 0;
     return n;
