@@ -506,9 +506,22 @@ class Slots {
     return false;
   }
 
+  /// Could everything in an own extent be evicted now?
+  bool drainable(std::uint32_t e) {
+    const std::uint32_t first = pool_.first_slot(e);
+    for (std::uint32_t i = 0; i < control_.extent(e).slots; ++i) {
+      if (is_free(e, i)) continue;
+      Candidate chunk;
+      consider(first + i, chunk);
+      if (!chunk.found) return false;
+    }
+    return true;
+  }
+
   /// Evicts everything in an own extent. True when it is empty then.
   bool drain(std::uint32_t e) {
     ExtentControl& control = control_.extent(e);
+    if (!drainable(e)) return false;  // do not evict the rest for nothing
     {
       Locked lock(*this);
       if (!lock || !control.owned || control.draining) return false;
