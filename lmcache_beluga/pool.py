@@ -9,10 +9,12 @@ pool is closed (by :meth:`Pool.close`, or because its file shrank or was formatt
 
 from __future__ import annotations
 
+import atexit
 import enum
 import os
+import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -348,12 +350,17 @@ def _info(geometry: dict[str, Any]) -> PoolInfo:
     return PoolInfo(devices=devices, **fields)
 
 
-@dataclass
 class Pool:
     """One process's handle on one pool. Make it with :meth:`attach` or :meth:`open`. Thread-safe."""
 
-    _native: _native.Pool = field(repr=False)
-    info: PoolInfo
+    def __init__(self, native: _native.Pool) -> None:
+        self._native = native
+        self.info = _info(native.geometry)
+        _attached.add(self)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"host {self.host_id}"
+        return f"<Pool {self.info.devices[0].path} {self.uuid} ({state})>"
 
     @staticmethod
     def format(path: PathArgument, *, size: int | None = None, **options: Any) -> PoolInfo:
@@ -390,8 +397,7 @@ class Pool:
         PoolTruncatedError, PoolPermissionError, PoolUuidError, KeySchemeError, HostInUseError, PoolBusyError,
         NoSpaceError, UnsupportedError, InvalidArgumentError, PoolIOError.
         """
-        native = _native.attach(_paths(path), _AttachArguments(**options).native())
-        return cls(native, _info(native.geometry))
+        return cls(_native.attach(_paths(path), _AttachArguments(**options).native()))
 
     @classmethod
     def open(cls, path: PathArgument, *, size: int | None = None, **options: Any) -> Pool:
@@ -412,7 +418,7 @@ class Pool:
             _FormatArguments(key_scheme=scheme, **make).native(),
             _AttachArguments(**join).native(),
         )
-        return cls(native, _info(native.geometry))
+        return cls(native)
 
     # ---- what is there
 
@@ -611,3 +617,13 @@ class Pool:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+_attached: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+@atexit.register
+def _detach_all() -> None:
+    """A process that ends in an orderly way leaves nothing behind, also when it forgot to close."""
+    for pool in list(_attached):
+        pool.close()

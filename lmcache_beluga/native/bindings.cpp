@@ -311,6 +311,8 @@ nb::tuple commit_slot(Reservation& r, nb::handle key, const nb::bytes& meta, std
 
 NB_MODULE(_native, m) {
   using namespace beluga;
+  // An engine that exits without closing its pool is no reason to print at people.
+  nb::set_leak_warnings(false);
   m.doc() = "The core of lmcache-beluga. Use lmcache_beluga.Pool.";
   nb::register_exception_translator(
       [](const std::exception_ptr& p, void*) {

@@ -101,19 +101,22 @@ class Leases {
     }
   }
 
-  /// Leases a slot that this process has just published, whose contents it therefore knows.
-  std::shared_ptr<Lease> acquire_published(const Fingerprint& print, std::uint32_t slot, std::uint64_t word) {
-    Found found{slot, word};
-    std::vector<std::shared_ptr<Lease>> out(1);
+  /// Leases a slot that this process is about to publish: the stamp comes before READY, so that nobody can
+  /// evict the chunk in between. Null when the host's stamps have no storage.
+  std::shared_ptr<Lease> hold_unpublished(const Fingerprint& print, std::uint32_t slot, std::uint64_t word) {
+    const Found found{slot, word};
+    std::shared_ptr<Lease> lease;
     std::lock_guard guard(mutex_);
-    hold({&print, 1}, {&found, 1}, out);
-    observe({&print, 1}, [](std::size_t) { return std::span<const std::byte>{}; }, {&found, 1}, out);
-    return out[0];
+    hold({&print, 1}, {&found, 1}, {&lease, 1});
+    return lease;
   }
 
-  void add_holder(const std::shared_ptr<Lease>& lease) {
+  /// Completes such a lease once the slot is READY.
+  void complete(std::shared_ptr<Lease>& lease) {
+    Found found{lease->slot, 0};
+    const Fingerprint print = lease->print;
     std::lock_guard guard(mutex_);
-    ++lease->holders;
+    observe({&print, 1}, [](std::size_t) { return std::span<const std::byte>{}; }, {&found, 1}, {&lease, 1});
   }
 
   /// Gives one hold back. Local, cannot fail.

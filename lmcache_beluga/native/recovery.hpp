@@ -72,7 +72,11 @@ class Recovery {
       const Claim claim = extents_.claim_of(context_.host, e);
       lower_stamps(e);
       if (claim == Claim::none) continue;
-      if (claim != Claim::owned) {
+      ExtentHeader header;
+      if (claim > Claim::owned && extents_.read_header(e, header) && header.owner == context_.host) {
+        extents_.publish_claim(e, Claim::owned);  // the byte is damaged, the header tells
+        context_.count(Count::repaired);
+      } else if (claim != Claim::owned) {
         extents_.publish_claim(e, Claim::none);  // an election that this host did not live to finish, or garbage
         continue;
       }

@@ -274,11 +274,15 @@ class Store final : public PoolCore {
     for (const Fingerprint& print : prints) {
       bool gone = false;
       // Two processes that stored one key at once left a spare copy: remove names them all.
-      for (std::uint32_t copies = 0; copies < kLaneEntries; ++copies) {
+      for (int tries = 0; tries < kRemoveTries; ++tries) {
         const Found found = index_.find_own(print);
         if (!found) break;
-        if (!remove_slot(found.slot, found.word, print)) break;
-        gone = true;
+        if (remove_slot(found.slot, found.word, print)) {
+          gone = true;
+        } else {
+          // Somebody is trying to evict it right now: it goes, or it is READY again in a moment.
+          std::this_thread::sleep_for(std::chrono::microseconds(100));
+        }
       }
       removed += gone;
     }
@@ -387,6 +391,7 @@ class Store final : public PoolCore {
   static constexpr const char* kFormatted =
       "the pool was formatted anew while it was attached: everything in it is a miss; attach again";
   static constexpr int kLaneAttempts = 16;
+  static constexpr int kRemoveTries = 200;
 
   /// Ends a reservation when it goes out of scope.
   class Outstanding {
@@ -489,6 +494,7 @@ class Store final : public PoolCore {
       context_.count(Count::refused_leased);
       return PutResult::refused;
     }
+    if (lease) *lease = leases_.hold_unpublished(print, slot.number, writing);
     publish_word<V>(line, make_word(slot.generation, 0, SlotState::ready));
     if (pool.faulted()) {
       shut(kTruncated);
@@ -496,9 +502,7 @@ class Store final : public PoolCore {
     }
     context_.count(Count::puts);
     context_.count(Count::put_bytes, size);
-    if (lease) {
-      *lease = leases_.acquire_published(print, slot.number, make_word(slot.generation, 0, SlotState::ready));
-    }
+    if (lease && *lease) leases_.complete(*lease);
     return PutResult::stored;
   }
 
