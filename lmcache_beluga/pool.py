@@ -2,30 +2,41 @@
 
 A key is ``bytes`` (a record of your own) or one of LMCache's key objects (``CacheEngineKey``,
 ``LayerCacheEngineKey``, ``ObjectKey``); see :mod:`lmcache_beluga.keys`. Sizes are bytes, times are
-milliseconds. Every method of an attached pool raises :class:`~lmcache_beluga.errors.PoolClosedError` once the
-pool is closed (by :meth:`Pool.close`, or because its file shrank or was formatted anew) and
-:class:`~lmcache_beluga.errors.ForkedHandleError` in a forked child.
-"""
+milliseconds. Every method of an attached pool raises
+:class:`~lmcache_beluga.errors.PoolClosedError` once the pool is closed (by :meth:`Pool.close`, or
+because its file shrank or was formatted anew) and :class:`~lmcache_beluga.errors.ForkedHandleError`
+in a forked child."""
 
 from __future__ import annotations
 
 import atexit
-import enum
 import os
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from . import _native
+from .errors import InvalidArgumentError
+from .pool_arguments import ATTACH_NAMES, FORMAT_NAMES, AttachArguments, FormatArguments
+from .pool_info import CheckReport, Device, Entry, PoolInfo, PutResult, info_of
+from .reservation import Key, Reservation
+from .view import View
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+__all__ = [
+    "CheckReport",
+    "Device",
+    "Entry",
+    "Key",
+    "Memory",
+    "PathArgument",
+    "Pool",
+    "PoolInfo",
+    "PutResult",
+    "Reservation",
+    "View",
+]
 
-#: ``bytes``, or one of LMCache's key objects.
-Key: TypeAlias = Any
 #: One path, or the paths of several devices that form one pool, always in the same order.
 PathArgument: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 #: A C-contiguous buffer, or ``(address, bytes)`` of memory that has no Python buffer.
@@ -34,328 +45,21 @@ Memory: TypeAlias = Any
 _LIST_BATCH = 1024
 
 
-class PutResult(enum.IntEnum):
-    """What became of a chunk that was put."""
-
-    STORED = 0
-    #: The key was present already, on whichever host; nothing was written.
-    DUPLICATE = 1
-    #: No room: everything is leased, the file system is full, or a lock holder is stopped. ``Pool.stats()``
-    #: counts which.
-    REFUSED = 2
-
-
-@dataclass(frozen=True)
-class Device:
-    """One file or device of a pool."""
-
-    path: str
-    size: int
-    #: ``tmpfs``, ``hugetlbfs``, ``file`` or ``devdax``
-    kind: str
-    extents: int
-
-
-@dataclass(frozen=True)
-class PoolInfo:
-    """A pool's geometry, fixed when it was formatted. Sizes in bytes."""
-
-    uuid: str
-    version: int
-    epoch: int
-    devices: tuple[Device, ...]
-    extent_size: int
-    extents: int
-    #: Smallest slot an extent is cut into.
-    min_slot: int
-    max_slots: int
-    buckets: int
-    max_hosts: int
-    #: Bytes a descriptor has for a key record and its metadata.
-    record_bytes: int
-    metadata_bytes: int
-    visibility: str
-    key_scheme: str
-    max_lease_ms: int
-    created_unix_ms: int
-
-    @property
-    def capacity(self) -> int:
-        """Payload bytes of all extents."""
-        return self.extent_size * self.extents
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One chunk, as :meth:`Pool.keys` finds it."""
-
-    record: bytes
-    meta: bytes
-    size: int
-    host: int
-    extent: int
-    slot: int
-    generation: int
-    #: ``ready``, or ``closing``: removed, and waiting for its leases to end
-    state: str
-    #: Position in its prefix; 0 comes first.
-    depth: int
-    leased: bool
-    #: Since the newest use on any host.
-    age_ms: int
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """What :meth:`Pool.check` found."""
-
-    #: At most 200 of them are told.
-    errors: list[str]
-    problems: int
-    slots: int
-    chunks: int
-    free: int
-    writing: int
-    closing: int
-    lane_entries: int
-
-    @property
-    def ok(self) -> bool:
-        return self.problems == 0
-
-
-class View:
-    """A chunk under lease: read-only, zero-copy, valid until released.
-
-    Supports the buffer protocol (``memoryview(view)``), DLPack (``torch.from_dlpack(view)``) and numpy
-    (``view.array``), all 1-D uint8 of ``size`` bytes. The memory stays mapped as long as anything refers to
-    it, but after :meth:`release` its bytes may become another chunk's. Ends with ``with``, with
-    :meth:`release`, or when it is garbage.
-    """
-
-    __slots__ = ("_native",)
-
-    def __init__(self, native: _native.View) -> None:
-        self._native = native
-
-    @property
-    def size(self) -> int:
-        """Bytes of payload."""
-        return self._native.size
-
-    def __len__(self) -> int:
-        return self._native.size
-
-    @property
-    def address(self) -> int:
-        """Address of the first byte in this process."""
-        return self._native.address
-
-    @property
-    def meta(self) -> bytes:
-        """The metadata that was put with the chunk."""
-        return self._native.meta
-
-    @property
-    def record(self) -> bytes:
-        """The key's record."""
-        return self._native.record
-
-    @property
-    def generation(self) -> int:
-        return self._native.generation
-
-    @property
-    def slot(self) -> int:
-        return self._native.slot
-
-    @property
-    def released(self) -> bool:
-        return self._native.released
-
-    @property
-    def array(self) -> npt.NDArray[np.uint8]:
-        """Read-only uint8 array of shape ``(size,)``. Raises InvalidArgumentError after release."""
-        return self._native._array()  # type: ignore[no-any-return]
-
-    def valid(self) -> bool:
-        """Is the chunk untouched since it was leased? Ask after the last byte was transferred.
-
-        False after a release, when this process was stopped for longer than its lease, or when the pool is
-        gone: whatever was read must then be treated as a miss.
-        """
-        return self._native.valid()
-
-    def release(self) -> None:
-        """Ends the lease. Idempotent."""
-        self._native.release()
-
-    def __buffer__(self, flags: int) -> memoryview:
-        return memoryview(self._native)
-
-    def __dlpack__(self, **options: Any) -> Any:
-        return self.array.__dlpack__(**options)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return (1, 0)
-
-    def __enter__(self) -> View:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-class Reservation:
-    """A slot of the pool to write a chunk into, before it has a key.
-
-    A writable buffer of ``size`` bytes (``memoryview(reservation.buffer)``, ``reservation.array``). Nobody sees
-    it until :meth:`commit`; after that, or after :meth:`abort`, the memory must not be written any more. A
-    reservation that is dropped is aborted.
-    """
-
-    __slots__ = ("_native",)
-
-    def __init__(self, native: _native.Reservation) -> None:
-        self._native = native
-
-    @property
-    def size(self) -> int:
-        """Bytes reserved."""
-        return self._native.size
-
-    @property
-    def capacity(self) -> int:
-        """Bytes of the slot, at least ``size``."""
-        return self._native.capacity
-
-    @property
-    def address(self) -> int:
-        """Address of the first byte in this process."""
-        return self._native.address
-
-    @property
-    def done(self) -> bool:
-        """Was it committed or aborted?"""
-        return self._native.done
-
-    @property
-    def buffer(self) -> memoryview:
-        """Writable bytes. Raises BufferError once done."""
-        return memoryview(self._native)
-
-    @property
-    def array(self) -> npt.NDArray[np.uint8]:
-        """Writable uint8 array of shape ``(size,)``. Raises InvalidArgumentError once done."""
-        return self._native._array()  # type: ignore[no-any-return]
-
-    def __buffer__(self, flags: int) -> memoryview:
-        return memoryview(self._native)
-
-    def commit(
-        self, key: Key, *, meta: bytes = b"", depth: int = 0, size: int | None = None
-    ) -> PutResult:
-        """Publishes what was written under ``key``; on return every host can find it.
-
-        ``size`` may be less than was reserved. Whatever the result, the reservation is over. Raises
-        InvalidArgumentError (done already, or a size out of range) and RecordTooLargeError.
-        """
-        return PutResult(self._native.commit(key, meta, depth, size, False)[0])
-
-    def commit_view(
-        self, key: Key, *, meta: bytes = b"", depth: int = 0, size: int | None = None
-    ) -> tuple[PutResult, View | None]:
-        """Like :meth:`commit`, and goes on reading: a leased view of what was published, if it was."""
-        result, view = self._native.commit(key, meta, depth, size, True)
-        return PutResult(result), None if view is None else View(view)
-
-    def abort(self) -> None:
-        """Gives the slot back. Idempotent, and harmless after a commit."""
-        self._native.abort()
-
-    def __enter__(self) -> Reservation:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.abort()
-
-
-@dataclass(frozen=True)
-class _FormatArguments:
-    max_hosts: int = 1
-    extent_size: int | None = None
-    chunk_hint: int | None = None
-    visibility: str = "coherent"
-    key_scheme: str = ""
-    mode: int = 0o600
-    force: bool = False
-
-    def native(self) -> dict[str, Any]:
-        from .errors import InvalidArgumentError
-
-        if self.visibility not in ("coherent", "noncoherent"):
-            raise InvalidArgumentError(
-                f"visibility must be 'coherent' or 'noncoherent', not {self.visibility!r}"
-            )
-        return {
-            "max_hosts": self.max_hosts,
-            "extent_size": self.extent_size or 0,
-            "chunk_hint": self.chunk_hint or 0,
-            "noncoherent": self.visibility == "noncoherent",
-            "key_scheme": self.key_scheme,
-            "mode": self.mode,
-            "force": self.force,
-        }
-
-
-@dataclass(frozen=True)
-class _AttachArguments:
-    host_id: int = 0
-    uuid: str | None = None
-    key_scheme: str | None = None
-    takeover: bool = False
-    lease_ms: int = 10_000
-    pin_timeout_ms: int = 300_000
-    heartbeat_ms: int = 100
-    dead_after_ms: int = 5_000
-    lock_timeout_ms: int = 1_000
-    open_timeout_ms: int = 30_000
-    copy_threads: int = 0
-    prefault: bool = False
-    control_dir: str = ""
-    mode: int = 0o600
-
-    def native(self) -> dict[str, Any]:
-        options = dict(vars(self))
-        for name in ("uuid", "key_scheme"):
-            options[name] = options[name] or ""
-        return options
-
-
-_FORMAT_NAMES = frozenset(_FormatArguments.__dataclass_fields__)
-_ATTACH_NAMES = frozenset(_AttachArguments.__dataclass_fields__)
-
-
 def _paths(path: PathArgument) -> str | list[str]:
     if isinstance(path, (str, os.PathLike)):
         return os.fspath(path)
     return [os.fspath(one) for one in path]
 
 
-def _info(geometry: dict[str, Any]) -> PoolInfo:
-    fields = {name: geometry[name] for name in PoolInfo.__dataclass_fields__ if name != "devices"}
-    devices = tuple(
-        Device(d["path"], d["size"], d["kind"], d["extents"]) for d in geometry["devices"]
-    )
-    return PoolInfo(devices=devices, **fields)
-
-
 class Pool:
-    """One process's handle on one pool. Make it with :meth:`attach` or :meth:`open`. Thread-safe."""
+    """One process's handle on one pool. Make it with :meth:`attach` or :meth:`open`.
+
+    Thread-safe.
+    """
 
     def __init__(self, native: _native.Pool) -> None:
         self._native = native
-        self.info = _info(native.geometry)
+        self.info = info_of(native.geometry)
         _attached.add(self)
 
     def __repr__(self) -> str:
@@ -367,56 +71,56 @@ class Pool:
         """Formats files or devices as one empty pool.
 
         ``size``: bytes of each file; needed for files that do not exist, ignored for DAX devices.
-        ``max_hosts``: host ids it has room for (1..64). ``extent_size``: a power of two; by default a
-        sixteenth of the pool, at most 1 GiB, and at least eight typical chunks. ``chunk_hint``: bytes of a
-        typical chunk (default 256 KiB), which sizes index and slots. ``visibility``: ``coherent``.
-        ``key_scheme``: how keys are made, checked at attach. ``mode``: permission bits of new files (0o600,
-        whatever the umask). ``force``: format although it is in use.
+        ``max_hosts``: host ids it has room for (1..64). ``extent_size``: a power of two; by default
+        a sixteenth of the pool, at most 1 GiB, and at least eight typical chunks. ``chunk_hint``:
+        bytes of a typical chunk (default 256 KiB), which sizes index and slots. ``visibility``:
+        ``coherent``. ``key_scheme``: how keys are made, checked at attach. ``mode``: permission
+        bits of new files (0o600, whatever the umask). ``force``: format although it is in use.
 
         Raises PoolBusyError, NotAPoolError, PoolMissingError, PoolPermissionError, NoSpaceError,
         InvalidArgumentError, UnsupportedError, PoolIOError.
         """
-        arguments = _FormatArguments(**options)
+        arguments = FormatArguments(**options)
         _native.format(_paths(path), size or 0, arguments.native())
-        return _info(_native.geometry(_paths(path)))
+        return info_of(_native.geometry(_paths(path)))
 
     @classmethod
     def attach(cls, path: PathArgument, **options: Any) -> Pool:
         """Attaches to an existing pool as one more process of a host.
 
-        ``host_id``: which host (0 on a single machine). ``uuid``: refuse any other pool. ``key_scheme``:
-        refuse a pool whose keys were made in another way. ``takeover``: the machine that had this host id is
-        off for good. ``lease_ms``: how long a lease lives without renewal; renewal is automatic.
-        ``pin_timeout_ms``: after which a pin that nobody took back lapses. ``heartbeat_ms``,
-        ``dead_after_ms``: a host without a heartbeat for that long holds no leases. ``lock_timeout_ms``: after
-        which a put is refused because a lock holder is stopped. ``copy_threads``: of large copies (0: up to
-        4). ``prefault``: allocate all payload now. ``control_dir``: where processes of this host meet
-        (/dev/shm). ``mode``: permission bits of the control block.
+        ``host_id``: which host (0 on a single machine). ``uuid``: refuse any other pool.
+        ``key_scheme``: refuse a pool whose keys were made in another way. ``takeover``: the machine
+        that had this host id is off for good. ``lease_ms``: how long a lease lives without renewal;
+        renewal is automatic. ``pin_timeout_ms``: after which a pin that nobody took back lapses.
+        ``heartbeat_ms``, ``dead_after_ms``: a host without a heartbeat for that long holds no
+        leases. ``lock_timeout_ms``: after which a put is refused because a lock holder is stopped.
+        ``copy_threads``: of large copies (0: up to 4). ``prefault``: allocate all payload now.
+        ``control_dir``: where processes of this host meet (/dev/shm). ``mode``: permission bits of
+        the control block.
 
-        Raises PoolMissingError, NotAPoolError, HalfFormattedError, VersionMismatchError, CorruptPoolError,
-        PoolTruncatedError, PoolPermissionError, PoolUuidError, KeySchemeError, HostInUseError, PoolBusyError,
-        NoSpaceError, UnsupportedError, InvalidArgumentError, PoolIOError.
-        """
-        return cls(_native.attach(_paths(path), _AttachArguments(**options).native()))
+        Raises PoolMissingError, NotAPoolError, HalfFormattedError, VersionMismatchError,
+        CorruptPoolError, PoolTruncatedError, PoolPermissionError, PoolUuidError, KeySchemeError,
+        HostInUseError, PoolBusyError, NoSpaceError, UnsupportedError, InvalidArgumentError,
+        PoolIOError."""
+        return cls(_native.attach(_paths(path), AttachArguments(**options).native()))
 
     @classmethod
     def open(cls, path: PathArgument, *, size: int | None = None, **options: Any) -> Pool:
         """Attaches; formats first when the files do not exist yet and ``size`` is given.
 
-        Takes the keywords of :meth:`format` and :meth:`attach`. Several processes may open a missing pool at
-        once: one formats it, the others wait.
-        """
-        unknown = set(options) - _FORMAT_NAMES - _ATTACH_NAMES
+        Takes the keywords of :meth:`format` and :meth:`attach`. Several processes may open a
+        missing pool at once: one formats it, the others wait."""
+        unknown = set(options) - FORMAT_NAMES - ATTACH_NAMES
         if unknown:
             raise TypeError(f"Pool.open() got unknown keywords: {', '.join(sorted(unknown))}")
-        make = {n: v for n, v in options.items() if n in _FORMAT_NAMES and n != "key_scheme"}
+        make = {n: v for n, v in options.items() if n in FORMAT_NAMES and n != "key_scheme"}
         scheme = options.get("key_scheme") or ""
-        join = {n: v for n, v in options.items() if n in _ATTACH_NAMES}
+        join = {n: v for n, v in options.items() if n in ATTACH_NAMES}
         native = _native.open(
             _paths(path),
             size or 0,
-            _FormatArguments(key_scheme=scheme, **make).native(),
-            _AttachArguments(**join).native(),
+            FormatArguments(key_scheme=scheme, **make).native(),
+            AttachArguments(**join).native(),
         )
         return cls(native)
 
@@ -441,14 +145,15 @@ class Pool:
 
     def contains(self, keys: Sequence[Key]) -> list[bool]:
         """Which of the keys are present, on whichever host. Takes no lease."""
-        return self._native.contains(keys)  # type: ignore[no-any-return]
+        return self._native.contains(keys)
 
     def contains_prefix(self, keys: Sequence[Key]) -> int:
         """How many keys from the first on are present. Takes no lease."""
         return self._native.contains_prefix(keys)
 
     def pin_prefix(self, keys: Sequence[Key]) -> int:
-        """Like :meth:`contains_prefix`, and pins those keys: leased until :meth:`unpin`, or ``pin_timeout_ms``.
+        """Like :meth:`contains_prefix`, and pins those keys: leased until :meth:`unpin`, or
+        ``pin_timeout_ms``.
 
         Each key's pins are counted, per process.
         """
@@ -471,10 +176,9 @@ class Pool:
     def put(self, key: Key, data: Memory, *, meta: bytes = b"", depth: int = 0) -> PutResult:
         """Stores a chunk by one streaming copy. On return every host can find it.
 
-        ``data``: any C-contiguous buffer of at least one byte. ``meta``: a few bytes kept with the key.
-        ``depth``: position in its prefix; suffixes are evicted before prefixes. Raises ChunkTooLargeError,
-        RecordTooLargeError, InvalidArgumentError.
-        """
+        ``data``: any C-contiguous buffer of at least one byte. ``meta``: a few bytes kept with the
+        key. ``depth``: position in its prefix; suffixes are evicted before prefixes. Raises
+        ChunkTooLargeError, RecordTooLargeError, InvalidArgumentError."""
         return PutResult(self._native.put((key,), (data,), (meta,), depth)[0])
 
     def put_batch(
@@ -489,13 +193,12 @@ class Pool:
         return [PutResult(r) for r in self._native.put(keys, data, metas, first_depth)]
 
     def reserve(self, size: int, key: Key | None = None) -> Reservation | None:
-        """A slot to write ``size`` bytes into. None when there is no room, or ``key`` is present already.
+        """A slot to write ``size`` bytes into. None when there is no room, or ``key`` is present
+        already.
 
         Raises ChunkTooLargeError and InvalidArgumentError.
         """
         if size < 1:
-            from .errors import InvalidArgumentError
-
             raise InvalidArgumentError("a chunk must have at least one byte")
         if key is not None and self._native.contains_prefix((key,)) == 1:
             return None
@@ -522,11 +225,12 @@ class Pool:
 
         Raises InvalidArgumentError if the buffer is too small.
         """
-        return self._native.read_into((key,), (buffer,))[0]  # type: ignore[no-any-return]
+        copied: list[int | None] = self._native.read_into((key,), (buffer,))
+        return copied[0]
 
     def read_batch_into(self, keys: Sequence[Key], buffers: Sequence[Memory]) -> list[int | None]:
         """Copies chunks into writable buffers, several at once. See :meth:`read_into`."""
-        return self._native.read_into(keys, buffers)  # type: ignore[no-any-return]
+        return self._native.read_into(keys, buffers)
 
     # ---- keeping and removing
 
@@ -537,8 +241,8 @@ class Pool:
     def remove(self, keys: Sequence[Key]) -> int:
         """Removes chunks that this host owns. Returns how many keys were removed.
 
-        No lookup finds them any more; the space of one that is leased comes back when its leases end.
-        """
+        No lookup finds them any more; the space of one that is leased comes back when its leases
+        end."""
         return self._native.remove(keys)
 
     def clear(self) -> int:
@@ -546,7 +250,10 @@ class Pool:
         return self._native.clear()
 
     def evict(self, nbytes: int) -> int:
-        """Evicts the coldest unleased chunks of this host until about ``nbytes`` are free. Returns bytes freed."""
+        """Evicts the coldest unleased chunks of this host until about ``nbytes`` are free.
+
+        Returns bytes freed.
+        """
         return self._native.evict(nbytes)
 
     # ---- looking inside
@@ -560,10 +267,11 @@ class Pool:
                 yield Entry(**entry)
 
     def stats(self) -> dict[str, int]:
-        """Counters of this host since it recovered, and gauges of its part of the pool. Walks all its slots.
+        """Counters of this host since it recovered, and gauges of its part of the pool. Walks all
+        its slots.
 
-        ``views`` and ``pins`` are this process's; ``leased`` are chunks that any process of the host leases.
-        """
+        ``views`` and ``pins`` are this process's; ``leased`` are chunks that any process of the
+        host leases."""
         occupancy = self._native.occupancy()
         occupancy.pop("cuts")
         stats: dict[str, int] = {**self._native.totals(), **occupancy}

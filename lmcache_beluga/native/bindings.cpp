@@ -1,5 +1,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -423,7 +424,7 @@ NB_MODULE(_native, m) {
         const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
         return static_cast<double>(n) / seconds.count();
       },
-      "to"_a, "from"_a, "to_pool"_a, "threads"_a, "Bytes per second of one copy by the streaming engine.");
+      "target"_a, "source"_a, "to_pool"_a, "threads"_a, "Bytes per second of one copy by the streaming engine.");
 
   nb::class_<PoolCore>(m, "Pool", "One process's handle on one pool.")
       .def_prop_ro("geometry", [](const PoolPtr& p) { return geometry(*p->context().pool); })
@@ -450,47 +451,47 @@ NB_MODULE(_native, m) {
              nb::list out;
              for (std::size_t i = 0; i < n; ++i) out.append(nb::bool_(flags[i]));
              return out;
-           })
+           }, "keys"_a)
       .def("contains_prefix",
            [](const PoolPtr& p, nb::handle keys) {
              ScratchBatch batch;
              read_keys(keys.ptr(), *batch);
              nb::gil_scoped_release unlocked;
              return p->contains_prefix(batch->prints);
-           })
+           }, "keys"_a)
       .def("pin_prefix",
            [](const PoolPtr& p, nb::handle keys) {
              ScratchBatch batch;
              read_keys(keys.ptr(), *batch);
              nb::gil_scoped_release unlocked;
              return p->pin_prefix(*batch);
-           })
+           }, "keys"_a)
       .def("unpin",
            [](const PoolPtr& p, nb::handle key) {
              ScratchBatch batch;
              read_key(key.ptr(), *batch);
              nb::gil_scoped_release unlocked;
              return p->unpin(batch->prints[0]);
-           })
+           }, "key"_a)
       .def("unpin_all",
            [](const PoolPtr& p) {
              nb::gil_scoped_release unlocked;
              return p->unpin_all();
            })
       .def_prop_ro("pins", [](const PoolPtr& p) { return p->pins(); })
-      .def("get_batch", [](const PoolPtr& p, nb::handle keys) { return get_views(p, keys, false); })
-      .def("get_prefix", [](const PoolPtr& p, nb::handle keys) { return get_views(p, keys, true); })
+      .def("get_batch", [](const PoolPtr& p, nb::handle keys) { return get_views(p, keys, false); }, "keys"_a)
+      .def("get_prefix", [](const PoolPtr& p, nb::handle keys) { return get_views(p, keys, true); }, "keys"_a)
       .def("reserve",
-           [](const PoolPtr& p, std::uint64_t size) -> nb::object {
+           [](const PoolPtr& p, std::uint64_t size) -> std::optional<std::shared_ptr<Reservation>> {
              Slot slot;
              Refusal refusal;
              {
                nb::gil_scoped_release unlocked;
                refusal = p->reserve(size, slot);
              }
-             if (refusal != Refusal::none) return nb::none();
-             return nb::cast(new Reservation(p, slot, size), nb::rv_policy::take_ownership);
-           })
+             if (refusal != Refusal::none) return std::nullopt;
+             return std::make_shared<Reservation>(p, slot, size);
+           }, "size"_a)
       .def("put",
            [](const PoolPtr& p, nb::handle keys, nb::sequence data, nb::sequence metas, std::uint32_t first_depth) {
              ScratchBatch batch;
@@ -517,7 +518,7 @@ NB_MODULE(_native, m) {
              nb::list out;
              for (const PutResult result : results) out.append(static_cast<int>(result));
              return out;
-           })
+           }, "keys"_a, "data"_a, "metas"_a, "first_depth"_a)
       .def("read_into",
            [](const PoolPtr& p, nb::handle keys, nb::sequence buffers) {
              ScratchBatch batch;
@@ -537,21 +538,21 @@ NB_MODULE(_native, m) {
                }
              }
              return out;
-           })
+           }, "keys"_a, "buffers"_a)
       .def("touch",
            [](const PoolPtr& p, nb::handle keys) {
              ScratchBatch batch;
              read_keys(keys.ptr(), *batch);
              nb::gil_scoped_release unlocked;
              return p->touch(batch->prints);
-           })
+           }, "keys"_a)
       .def("remove",
            [](const PoolPtr& p, nb::handle keys) {
              ScratchBatch batch;
              read_keys(keys.ptr(), *batch);
              nb::gil_scoped_release unlocked;
              return p->remove(batch->prints);
-           })
+           }, "keys"_a)
       .def("clear",
            [](const PoolPtr& p) {
              nb::gil_scoped_release unlocked;
@@ -561,7 +562,7 @@ NB_MODULE(_native, m) {
            [](const PoolPtr& p, std::uint64_t bytes) {
              nb::gil_scoped_release unlocked;
              return p->evict(bytes);
-           })
+           }, "nbytes"_a)
       .def("list",
            [](const PoolPtr& p, std::uint32_t cursor, std::size_t most) {
              std::vector<Entry> entries;
@@ -586,7 +587,7 @@ NB_MODULE(_native, m) {
                out.append(d);
              }
              return nb::make_tuple(out, cursor, cursor >= p->context().pool->slot_limit());
-           })
+           }, "cursor"_a, "most"_a)
       .def("check",
            [](const PoolPtr& p) {
              CheckReport report;
