@@ -81,12 +81,16 @@ class Index {
     return removed;
   }
 
-  bool holds(const Fingerprint& print, std::uint32_t slot) const {
+  /// How many entries of this host's lane name the slot for this key. One, for a chunk.
+  std::uint32_t entries_of(const Fingerprint& print, std::uint32_t slot) const {
     const Lane* lane = own_lane(print);
     const std::uint64_t entry = make_entry(print.hi, slot);
-    return std::any_of(std::begin(lane->entries), std::end(lane->entries),
-                       [&](const std::uint64_t& place) { return V::load(&place) == entry; });
+    return static_cast<std::uint32_t>(
+        std::count_if(std::begin(lane->entries), std::end(lane->entries),
+                      [&](const std::uint64_t& place) { return V::load(&place) == entry; }));
   }
+
+  bool holds(const Fingerprint& print, std::uint32_t slot) const { return entries_of(print, slot) != 0; }
 
   /// A copy of the key in an extent of this host, ready or closing.
   Found find_own(const Fingerprint& print) const {
