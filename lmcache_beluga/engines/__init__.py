@@ -1,0 +1,1 @@
+"""The ways engines reach the pool, one file per engine surface."""

@@ -1,0 +1,473 @@
+"""LMCache's in-process storage plugin: the pool as a storage backend and as an allocator."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from lmcache.utils import CacheEngineKey, LayerCacheEngineKey
+from lmcache.v1.memory_management import MemoryFormat, MemoryObj
+from lmcache.v1.storage_backend.abstract_backend import (
+    AllocatorBackendInterface,
+    StoragePluginInterface,
+)
+from lmcache.v1.storage_backend.local_cpu_backend import LocalCPUBackend
+
+from lmcache_beluga.config import Settings
+from lmcache_beluga.engines.allocator import PoolAllocator
+from lmcache_beluga.engines.clearing import remove_chunks_of
+from lmcache_beluga.engines.layout import Layout, LayoutCodec
+from lmcache_beluga.engines.prefix_depths import PrefixDepths
+from lmcache_beluga.engines.reader import ChunkReader
+from lmcache_beluga.engines.trouble import TroubleLog, logger
+from lmcache_beluga.engines.writer import ChunkWriter
+from lmcache_beluga.errors import BelugaError, KeySchemeError
+from lmcache_beluga.keys import hash_scheme, hash_scheme_advice
+from lmcache_beluga.pool import Pool, PutResult
+
+if TYPE_CHECKING:
+    from lmcache.v1.config import LMCacheEngineConfig
+    from lmcache.v1.metadata import LMCacheMetadata
+
+Shapes: TypeAlias = torch.Size | Sequence[torch.Size]
+Dtypes: TypeAlias = torch.dtype | Sequence[torch.dtype]
+
+ALLOCATION_WAIT_S = 5.0
+"""How long an allocation with ``busy_loop`` waits for chunks in use to be released."""
+
+MAX_PINS = 1 << 16
+"""More pins of one chunk than requests that may wait at once."""
+
+LAYERWISE_LINGER_S = 2.0
+"""How long a lease outlives LMCache's last reference, for layerwise loading to a GPU."""
+
+
+class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type: ignore[misc]
+    """Stores LMCache's KV chunks in a pool that other engines and hosts share.
+
+    LMCache makes it from its YAML file: ``storage_plugins``, and ``beluga.*`` in ``extra_config``.
+    Retrieved objects are views of the pool under lease (copies where LMCache's hot cache would keep
+    them). Stored objects are copied once, or not at all where LMCache has no CPU memory of its own
+    (``max_local_cpu_size: 0``) and therefore allocates here.
+
+    What goes wrong with the pool at run time is logged, and LMCache is told of a miss or stores
+    nothing. Only layerwise loading of a chunk that vanished in the middle raises LookupError:
+    LMCache would otherwise use uninitialised memory as KV.
+
+    Raises BelugaError from its constructor, which LMCache logs and then goes on without it.
+    """
+
+    def __init__(
+        self,
+        config: LMCacheEngineConfig,
+        metadata: LMCacheMetadata,
+        local_cpu_backend: LocalCPUBackend | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+        dst_device: str = "cpu",
+    ) -> None:
+        super().__init__(
+            dst_device=dst_device,
+            config=config,
+            metadata=metadata,
+            local_cpu_backend=local_cpu_backend,
+            loop=loop,
+        )
+        try:
+            self._pool = self._open()
+        except BelugaError as error:
+            logger.error(
+                "LMCache goes on without the storage backend of lmcache-beluga. %s: %s",
+                type(error).__name__,
+                error,
+            )
+            raise
+        self._layerwise: bool = config.use_layerwise
+        self._blending: bool = config.enable_blending
+        self._num_layers: int = metadata.kv_shape[0]
+        self._closed = False
+        self._trouble = TroubleLog()
+        self._depths = PrefixDepths()
+        self._prefetch_pins: dict[str, Sequence[CacheEngineKey]] = {}
+        self.memory_allocator = self.initialize_allocator(config, metadata)
+        self._codec = LayoutCodec()
+        parts = (self._pool, self._codec, self.memory_allocator, self._trouble)
+        self._reader = ChunkReader(*parts)
+        self._writer = ChunkWriter(*parts)
+        logger.info("attached to pool %s as %s", self._pool.uuid, metadata.role)
+
+    def _open(self) -> Pool:
+        settings = Settings.from_extra_config(self.config.extra_config, os.environ)
+        arguments = settings.pool_arguments()
+        scheme = arguments.setdefault("key_scheme", hash_scheme(self.config, self.metadata))
+        try:
+            return Pool.open(**arguments)
+        except KeySchemeError as error:
+            arguments["key_scheme"] = None
+            with Pool.open(**arguments) as pool:
+                advice = hash_scheme_advice(scheme, pool.info.key_scheme)
+            raise KeySchemeError(f"{error}. {advice}") from None
+
+    def __str__(self) -> str:
+        return "BelugaBackend"
+
+    # Lookup
+
+    def contains(self, key: CacheEngineKey, pin: bool = False) -> bool:
+        """Whether the pool has ``key``; with ``pin``, it is kept until ``unpin``.
+
+        The first layer of a chunk answers for all its layers: LMCache asks for that one alone,
+        both to decide what to load and what to store.
+        """
+        try:
+            if pin:
+                return self._pool.pin(key)
+            keys: Sequence[CacheEngineKey] = (key,)
+            if self._layerwise and isinstance(key, LayerCacheEngineKey) and key.layer_id == 0:
+                keys = key.split_layers(self._num_layers)
+            return self._pool.contains_prefix(keys) == len(keys)
+        except Exception as error:
+            self._failed("lookup", error)
+            return False
+
+    def batched_contains(self, keys: list[CacheEngineKey], pin: bool = False) -> int:
+        """Length of the longest prefix of ``keys`` that the pool has; with ``pin``, it is kept."""
+        try:
+            hits = self._contains_prefix(keys, pin)
+            if pin and self._layerwise and hits < len(keys):
+                # The layers of one chunk. LMCache takes an incomplete chunk for a miss, but does
+                # not unpin what there is of it.
+                self._unpin_all(keys[:hits])
+            return hits
+        except Exception as error:
+            self._failed("lookup", error)
+            return 0
+
+    async def batched_async_contains(
+        self, lookup_id: str, keys: list[CacheEngineKey], pin: bool = False
+    ) -> int:
+        """As batched_contains. LMCache never releases these pins; the get that follows does."""
+        try:
+            hits = self._contains_prefix(keys, pin)
+        except Exception as error:
+            self._failed("lookup", error)
+            return 0
+        if pin:
+            self.cancel_request(lookup_id)
+            # LMCache gets whole chunks only, and unpins the layers of an incomplete one itself.
+            whole = hits - hits % self._num_layers if self._layerwise else hits
+            if whole:
+                self._prefetch_pins[lookup_id] = keys[:whole]
+        return hits
+
+    def exists_in_put_tasks(self, key: CacheEngineKey) -> bool:
+        """False: a put is complete when it returns."""
+        return False
+
+    def touch_cache(self) -> None:
+        """Nothing: the pool noted the use of chunks, prefixes before suffixes, at the lookup."""
+
+    def _contains_prefix(self, keys: list[CacheEngineKey], pin: bool) -> int:
+        hits = self._pool.pin_prefix(keys) if pin else self._pool.contains_prefix(keys)
+        if not self._layerwise:
+            self._depths.looked_up(keys, hits)
+        return hits
+
+    # Get
+
+    def get_blocking(self, key: CacheEngineKey) -> MemoryObj | None:
+        """The object stored under ``key``, None when there is none."""
+        # StorageManager.get puts it into the hot cache without asking whether that is switched on.
+        return self._get([key], hot_cache=isinstance(self.local_cpu_backend, LocalCPUBackend))[0]
+
+    def batched_get_blocking(self, keys: list[CacheEngineKey]) -> list[MemoryObj | None]:
+        """The objects under ``keys``, with None from the first that is missing on."""
+        return self._get(keys, hot_cache=self._hot_cache_on())
+
+    def get_non_blocking(
+        self, key: CacheEngineKey, location: str | None = None
+    ) -> Future[MemoryObj] | None:
+        """A future that is done, with the object stored under ``key``; None when there is none."""
+        obj = self.get_blocking(key)
+        if obj is None:
+            return None
+        future: Future[MemoryObj] = Future()
+        future.set_result(obj)
+        return future
+
+    async def batched_get_non_blocking(
+        self, lookup_id: str, keys: list[CacheEngineKey], transfer_spec: Any = None
+    ) -> list[MemoryObj]:
+        """The objects under ``keys`` up to the first that is missing.
+
+        Raises LookupError in layerwise loading when one is missing.
+        """
+        try:
+            # LMCache does not write these back to its hot cache, so views will do.
+            objs = self._reader.views(keys)
+        except Exception as error:
+            self._failed("get", error)
+            objs = []
+        # From here on the objects' own leases hold the chunks.
+        self.cancel_request(lookup_id)
+        # Prefetches name the lengths of the chunks; LMCache counts what it gets and uses no more.
+        # The get of one layer names nothing, and LMCache does not count: it would load the rest of
+        # a buffer that was never filled.
+        if self._layerwise and transfer_spec is None and len(objs) < len(keys):
+            for obj in objs:
+                obj.ref_count_down()
+            raise LookupError(
+                f"{len(keys) - len(objs)} of {len(keys)} KV chunks of a layer left the pool while "
+                "their request was being loaded layer by layer, which LMCache cannot undo. Its "
+                "lookup pins them for beluga.pin_timeout: raise that if loading takes longer"
+            )
+        return objs
+
+    def _hot_cache_on(self) -> bool:
+        # Not the configuration: LMCache's API switches it on and off at run time.
+        return bool(getattr(self.local_cpu_backend, "use_hot", False))
+
+    def _get(self, keys: list[CacheEngineKey], hot_cache: bool) -> list[MemoryObj | None]:
+        objs: list[MemoryObj | None] = []
+        try:
+            if hot_cache:
+                # The hot cache keeps what a blocking get returns, and views would keep the pool's
+                # chunks leased for ever.
+                objs += self._reader.copies(keys, self.local_cpu_backend)
+            else:
+                objs += self._reader.views(keys)
+        except Exception as error:
+            self._failed("get", error)
+        return objs + [None] * (len(keys) - len(objs))
+
+    # Put
+
+    def batched_submit_put_task(
+        self,
+        keys: Sequence[CacheEngineKey],
+        objs: list[MemoryObj],
+        transfer_spec: Any = None,
+        on_complete_callback: Callable[[CacheEngineKey], None] | None = None,
+    ) -> None:
+        """Store each object under its key, before returning.
+
+        ``on_complete_callback`` is called with each key that was stored, not with those that the
+        pool already had or has no room for.
+        """
+        try:
+            first_depth = self._depths.first_of(keys) if keys else 0
+            results = self._writer.put(keys, objs, first_depth)
+        except Exception as error:
+            self._failed("put", error)
+            return
+        if on_complete_callback is None:
+            return
+        for key, result in zip(keys, results, strict=True):
+            if result is PutResult.STORED:
+                try:
+                    on_complete_callback(key)
+                except Exception as error:
+                    logger.warning("LMCache's on_complete_callback failed: %r", error)
+
+    async def async_batched_submit_put_task(
+        self,
+        keys: Sequence[CacheEngineKey],
+        objs: list[MemoryObj],
+        transfer_spec: Any = None,
+        on_complete_callback: Callable[[CacheEngineKey], None] | None = None,
+    ) -> None:
+        """As batched_submit_put_task, in another thread."""
+        await asyncio.to_thread(
+            self.batched_submit_put_task, keys, objs, transfer_spec, on_complete_callback
+        )
+
+    # Pins, removal
+
+    def pin(self, key: CacheEngineKey) -> bool:
+        """Keep the chunk until ``unpin``, or for beluga.pin_timeout; False when there is none."""
+        try:
+            return self._pool.pin(key)
+        except Exception as error:
+            self._failed("pin", error)
+            return False
+
+    def unpin(self, key: CacheEngineKey) -> bool:
+        """Undo one ``pin``; False when there is none, which is no error: pins lapse."""
+        try:
+            return self._pool.unpin(key)
+        except Exception as error:
+            self._failed("unpin", error)
+            return False
+
+    def cancel_request(self, req_id: str) -> None:
+        """Drop the pins of a prefetch that will not be fetched."""
+        keys = self._prefetch_pins.pop(req_id, None)
+        if keys:
+            try:
+                self._unpin_all(keys)
+            except Exception as error:
+                self._failed("unpin", error)
+
+    def _unpin_all(self, keys: Sequence[CacheEngineKey]) -> None:
+        for key in keys:
+            self._pool.unpin(key)
+
+    def remove(self, key: CacheEngineKey, force: bool = True) -> bool:
+        """Remove the chunk under ``key`` (in layerwise mode, all its layers).
+
+        ``force`` gives up this process's pins first; without it, what this process pins stays. What
+        is being read, or pinned by others, is no longer found but keeps its bytes until then. True
+        when something was removed.
+        """
+        return self.batched_remove([key], force) > 0
+
+    def batched_remove(self, keys: list[CacheEngineKey], force: bool = True) -> int:
+        """Remove chunks as ``remove`` does; how many were removed."""
+        try:
+            keys = [part for key in keys for part in self._parts(key)]
+            if force:
+                self._unpin_wholly(keys)
+            else:
+                keys = [key for key in keys if not self._pinned(key)]
+            return self._pool.remove(keys)
+        except Exception as error:
+            self._failed("remove", error)
+            return 0
+
+    def _unpin_wholly(self, keys: Sequence[CacheEngineKey]) -> None:
+        for key in keys:
+            for _ in range(MAX_PINS):
+                if not self._pool.unpin(key):
+                    break
+
+    def _pinned(self, key: CacheEngineKey) -> bool:
+        return self._pool.unpin(key) and self._pool.pin(key)
+
+    def _parts(self, key: CacheEngineKey) -> list[CacheEngineKey]:
+        # LMCache's clear(tokens) removes keys of whole chunks; layerwise stores only layers.
+        if self._layerwise and not isinstance(key, LayerCacheEngineKey):
+            return list(key.split_layers(self._num_layers))
+        return [key]
+
+    def clear(self) -> int:
+        """Remove every chunk of this engine's model and rank; the number of tokens removed.
+
+        Other models' and ranks' chunks in the same pool stay. What is being read is no longer
+        found, but keeps its bytes until then.
+        """
+        try:
+            model, rank = self.metadata.model_name, self.metadata.worker_id
+            return remove_chunks_of(self._pool, self._codec, model, self._ranks_in_keys(), rank)
+        except Exception as error:
+            self._failed("clear", error)
+            return 0
+
+    def _ranks_in_keys(self) -> int:
+        # As LMCache's TokenDatabase has it: when one rank stores for all, keys do not tell how many
+        # there are.
+        if self.metadata.use_mla and self.config.get_extra_config_value(
+            "save_only_first_rank", True
+        ):
+            return 1
+        return int(self.metadata.world_size)
+
+    # Allocation
+
+    def get_allocator_backend(self) -> AllocatorBackendInterface:
+        """Whose memory objects are to be in when they are put here: LMCache's CPU memory, unless
+        there is none.
+
+        Not always this backend: LMCache would copy into it with one thread, and only the first
+        tensor of objects with several KV groups.
+        """
+        return self if self.local_cpu_backend is None else self.local_cpu_backend
+
+    def initialize_allocator(
+        self, config: LMCacheEngineConfig, metadata: LMCacheMetadata
+    ) -> PoolAllocator:
+        """An allocator over the pool."""
+        linger = None
+        if config.use_layerwise and torch.device(self.dst_device).type != "cpu" and self.loop:
+            # LMCache drops the last layers' objects before the GPU has read them.
+            linger = partial(self._release_later, self.loop)
+        return PoolAllocator(self._pool, self._trouble, linger)
+
+    @staticmethod
+    def _release_later(loop: asyncio.AbstractEventLoop, release: Callable[[], None]) -> None:
+        try:
+            loop.call_soon_threadsafe(loop.call_later, LAYERWISE_LINGER_S, release)
+        except RuntimeError:  # the loop is closed, and so is the engine
+            release()
+
+    def get_memory_allocator(self) -> PoolAllocator:
+        """The allocator over the pool."""
+        return self.memory_allocator
+
+    def allocate(
+        self,
+        shapes: Shapes,
+        dtypes: Dtypes,
+        fmt: MemoryFormat | None = None,
+        eviction: bool = True,
+        busy_loop: bool = True,
+    ) -> MemoryObj | None:
+        """A slot of the pool to write to; None when there is no room.
+
+        The pool always evicts, so ``eviction`` changes nothing; ``busy_loop`` waits a while for
+        chunks in use.
+        """
+        return self.memory_allocator.allocate(
+            shapes, dtypes, self._format(fmt), wait_s=ALLOCATION_WAIT_S if busy_loop else 0.0
+        )
+
+    def batched_allocate(
+        self,
+        shapes: Shapes,
+        dtypes: Dtypes,
+        batch_size: int,
+        fmt: MemoryFormat | None = None,
+        eviction: bool = True,
+        busy_loop: bool = True,
+    ) -> list[MemoryObj] | None:
+        """``batch_size`` slots alike, or None; otherwise as ``allocate``."""
+        return self.memory_allocator.batched_allocate(
+            shapes,
+            dtypes,
+            batch_size,
+            self._format(fmt),
+            wait_s=ALLOCATION_WAIT_S if busy_loop else 0.0,
+        )
+
+    def calculate_chunk_budget(self) -> int:
+        """How many of LMCache's chunks the pool holds at most."""
+        layout = Layout.of(self.metadata.get_shapes(), self.metadata.get_dtypes(), self._format())
+        nbytes = layout.nbytes // (self._num_layers if self._layerwise else 1)
+        return self._pool.info.capacity // max(1, nbytes)
+
+    def _format(self, fmt: MemoryFormat | None = None) -> MemoryFormat:
+        # LMCache's store leaves it to the allocator, which here knows what LocalCPUBackend does.
+        if fmt is not None:
+            return fmt
+        if not self._layerwise:
+            return MemoryFormat.KV_2LTD
+        return MemoryFormat.KV_2TD if self._blending else MemoryFormat.KV_T2D
+
+    # Life
+
+    def close(self) -> None:
+        """Detach from the pool. Chunks stay in it; leases and pins of this backend end."""
+        if self._closed:
+            return
+        self._closed = True
+        self._prefetch_pins.clear()
+        self.memory_allocator.close()
+        self._pool.close()
+
+    def _failed(self, operation: str, error: Exception) -> None:
+        # After close, misses are what LMCache asked for.
+        if not self._closed:
+            self._trouble.failed(operation, error)
