@@ -26,6 +26,20 @@ std::uint64_t magic_of(const Mapping& device) {
 
 bool is_magic(std::uint64_t magic) { return magic == kMagic || magic == kMagicPartial; }
 
+[[noreturn]] void throw_foreign(const PoolFile& file) {
+  throw Error(ErrorKind::not_a_pool,
+              file.path() +
+                  " holds data that is not a pool; it was not touched. Name another file, "
+                  "or remove this one first");
+}
+
+/// Refuses a regular file that is neither a pool nor empty; without mapping it, before it is resized.
+void check_resizable(const PoolFile& file) {
+  std::uint64_t magic = 0;
+  const bool whole = pread(file.fd(), &magic, sizeof(magic), 0) == sizeof(magic);
+  if (!(whole && is_magic(magic)) && file.holds_foreign_data()) throw_foreign(file);
+}
+
 /// Refuses to overwrite what is not ours.
 void check_formattable(const Mapping& device, bool force) {
   const PoolFile& file = device.file();
@@ -47,12 +61,7 @@ void check_formattable(const Mapping& device, bool force) {
     }
     return;
   }
-  if (file.holds_foreign_data()) {
-    throw Error(ErrorKind::not_a_pool,
-                file.path() +
-                    " holds data that is not a pool; it was not touched. Name another file, "
-                    "or remove this one first");
-  }
+  if (file.holds_foreign_data()) throw_foreign(file);
 }
 
 /// Host ids of which some process of this machine is attached.
@@ -241,6 +250,7 @@ Opened open_files(std::span<const std::string> paths, std::uint64_t size, std::u
                         " bytes, more than the size asked for: remove it first, or "
                         "format without --size");
       }
+      check_resizable(file);
       file.grow(size);
     }
   }

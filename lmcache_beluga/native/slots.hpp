@@ -39,9 +39,8 @@ class Slots {
         leases_(leases),
         extents_(extents) {}
 
-  /// Takes a slot for `size` bytes: a free one, one of a newly claimed extent, or that of the coldest chunk.
-  /// Throws chunk_too_large.
-  Refusal allocate(std::uint64_t size, Slot& slot) {
+  /// Into how many slots an extent is cut for chunks of `size` bytes. Throws chunk_too_large.
+  std::uint32_t cut_for(std::uint64_t size) const {
     const std::uint32_t cut = slots_for(pool_.sb(), size);
     if (cut == 0) {
       throw Error(ErrorKind::chunk_too_large,
@@ -49,6 +48,13 @@ class Slots {
                       std::to_string(pool_.sb().extent_size) +
                       " bytes: format the pool with a larger --extent-size (beluga.extent_size)");
     }
+    return cut;
+  }
+
+  /// Takes a slot for `size` bytes: a free one, one of a newly claimed extent, or that of the coldest chunk.
+  /// Throws chunk_too_large.
+  Refusal allocate(std::uint64_t size, Slot& slot) {
+    const std::uint32_t cut = cut_for(size);
     Refusal refusal = Refusal::leased;
     for (int attempt = 0; attempt < kAllocateAttempts; ++attempt) {
       {

@@ -8,6 +8,7 @@
 #include <string>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 
 #include "membership.hpp"
 #include "pool_core.hpp"
@@ -197,6 +198,7 @@ class Store final : public PoolCore {
     hosts_.refresh_if_shared();
     for (std::size_t k = 0; k < keys.size(); ++k) {
       check_record(keys.record(k), metas.empty() ? std::span<const std::byte>{} : metas[k]);
+      slots_.cut_for(sources[k].size());
     }
     std::vector<Found> found(keys.size());
     index_.find(keys.prints, found, false);
@@ -206,28 +208,35 @@ class Store final : public PoolCore {
       const std::size_t n = std::min(kGroup, keys.size() - at);
       Slot slots[kGroup];
       bool taken[kGroup] = {};
-      std::vector<CopyPart> parts;
-      for (std::size_t i = 0; i < n; ++i) {
-        const std::size_t k = at + i;
-        if (found[k]) {
-          results[k] = PutResult::duplicate;
-          context_.count(Count::duplicates);
-          continue;
+      try {
+        std::vector<CopyPart> parts;
+        for (std::size_t i = 0; i < n; ++i) {
+          const std::size_t k = at + i;
+          if (found[k]) {
+            results[k] = PutResult::duplicate;
+            context_.count(Count::duplicates);
+            continue;
+          }
+          results[k] = PutResult::refused;
+          if (reserve(sources[k].size(), slots[i]) != Refusal::none) continue;
+          taken[i] = true;
+          parts.push_back({slots[i].address, sources[k].data(), sources[k].size()});
         }
-        results[k] = PutResult::refused;
-        if (reserve(sources[k].size(), slots[i]) != Refusal::none) continue;
-        taken[i] = true;
-        parts.push_back({slots[i].address, sources[k].data(), sources[k].size()});
-      }
-      copier_.copy_batch(parts, CopyDirection::to_pool);
-      for (std::size_t i = 0; i < n; ++i) {
-        if (!taken[i]) continue;
-        const Outstanding done(*this);
-        const std::size_t k = at + i;
-        V::publish_payload(slots[i].address, sources[k].size());
-        results[k] = publish(slots[i], keys.prints[k], keys.record(k),
-                             metas.empty() ? std::span<const std::byte>{} : metas[k], sources[k].size(),
-                             first_depth + static_cast<std::uint32_t>(k), nullptr);
+        copier_.copy_batch(parts, CopyDirection::to_pool);
+        for (std::size_t i = 0; i < n; ++i) {
+          if (!std::exchange(taken[i], false)) continue;
+          const Outstanding done(*this);
+          const std::size_t k = at + i;
+          V::publish_payload(slots[i].address, sources[k].size());
+          results[k] = publish(slots[i], keys.prints[k], keys.record(k),
+                               metas.empty() ? std::span<const std::byte>{} : metas[k], sources[k].size(),
+                               first_depth + static_cast<std::uint32_t>(k), nullptr);
+        }
+      } catch (...) {
+        for (std::size_t i = 0; i < n; ++i) {
+          if (taken[i]) abandon(slots[i]);
+        }
+        throw;
       }
     }
   }
