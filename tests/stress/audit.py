@@ -1,0 +1,95 @@
+"""What must hold of a pool when nobody uses it: looked at with a handle of its own."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from lmcache_beluga.pool import Pool, PutResult
+
+from .content import Keyspace
+
+_SETTLE_S = 30.0
+
+
+def audit(pool: Pool, keyspace: Keyspace) -> int:
+    """Asserts that every chunk is whole and all space accounted for. Returns how many there are.
+
+    The dead are swept by the living, at their heartbeats: waits until that has happened.
+    """
+    stats = _settled(pool)
+    assert stats["writing"] == 0, f"{stats['writing']} half-written slots are left"
+    assert stats["closing"] == 0, f"{stats['closing']} half-removed slots are left"
+    assert stats["leased"] == 0, f"{stats['leased']} chunks are still leased"
+    assert stats["views"] == 0 and stats["pins"] == 0
+
+    report = pool.check()
+    assert report.ok, "\n".join(report.errors)
+    assert (report.writing, report.closing) == (0, 0)
+    assert report.chunks + report.free == report.slots
+    assert report.lane_entries == report.chunks
+
+    occupancy = pool.inspect()["occupancy"]
+    _account(occupancy, pool, report.slots, report.chunks)
+
+    entries = list(pool.keys())
+    assert len(entries) == report.chunks
+    found = set()
+    for entry in entries:
+        number = keyspace.number(entry.record)
+        found.add(number)
+        assert not entry.leased
+        view = pool.get(entry.record)
+        assert view is not None, f"key {number} is listed and cannot be read"
+        with view:
+            fault = keyspace.fault(number, view.array, view.meta)
+            assert fault is None and view.valid(), fault
+        buffer = np.empty(1 << 20, dtype=np.uint8)
+        size = pool.read_into(entry.record, buffer)
+        fault = keyspace.fault(number, buffer[:size])
+        assert fault is None, fault
+    present = pool.contains(keyspace.records)
+    assert {number for number, there in enumerate(present) if there} == found
+    return len(entries)
+
+
+def refill(pool: Pool, size: int) -> int:
+    """Empties the pool and fills it to the last slot: proof that no space is lost.
+
+    Returns how many chunks fit.
+    """
+    pool.clear()
+    stats = pool.stats()
+    assert stats["chunks"] == 0
+    assert stats["extents_free"] == pool.info.extents, "an empty extent was not given back"
+    evictions = stats["evictions"]
+    room = pool.info.extents * (pool.info.extent_size // size)
+    data = np.ones(size, dtype=np.uint8)
+    for i in range(room):
+        assert pool.put(b"fill/%d" % i, data) is PutResult.STORED
+    stats = pool.stats()
+    assert stats["evictions"] == evictions, "a chunk was evicted before the pool was full"
+    assert stats["chunks"] == room
+    pool.clear()
+    return room
+
+
+def _settled(pool: Pool) -> dict[str, int]:
+    deadline = time.monotonic() + _SETTLE_S
+    while True:
+        stats = pool.stats()
+        if not (stats["writing"] or stats["closing"] or stats["leased"]):
+            return stats
+        if time.monotonic() > deadline:
+            return stats
+        time.sleep(0.02)
+
+
+def _account(occupancy: dict[str, Any], pool: Pool, slots: int, chunks: int) -> None:
+    assert occupancy["extents_owned"] + occupancy["extents_free"] == pool.info.extents
+    assert sum(cut["slots"] for cut in occupancy["cuts"]) == slots
+    assert sum(cut["used"] for cut in occupancy["cuts"]) == occupancy["chunks"] == chunks
+    held = sum(cut["used"] * cut["slot_size"] for cut in occupancy["cuts"])
+    assert occupancy["bytes_used"] + occupancy["bytes_wasted"] == held

@@ -1,0 +1,213 @@
+"""Draws, from a seed, whom to kill or stop when, and does it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from .board import OPERATIONS, Field, Phase
+from .crew import Crew
+from .worker import FLAVOURS, Orders
+
+#: How long to wait for a worker to come into the situation in which it is to be killed.
+_PATIENCE_S = 0.05
+
+_KINDS = {
+    "anytime": 36,
+    "operating": 22,
+    "holding": 18,
+    "attaching": 10,
+    "two": 6,
+    "restarting": 4,
+    "all": 3,
+    "all, twice": 1,
+}
+
+_DEADLY_OPERATIONS = (
+    "put",
+    "put_batch",
+    "reserve",
+    "commit",
+    "commit_view",
+    "abort",
+    "get",
+    "get_batch",
+    "read_into",
+    "release",
+    "pin",
+    "unpin",
+    "remove",
+    "evict",
+    "clear",
+    "close",
+)
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """One decision. Drawn before anything happens, so that a seed always gives the same ones."""
+
+    kind: str
+    seat: int
+    other: int
+    operation: int
+    held: Field
+    #: Seconds to wait first.
+    pause: float
+    #: Seconds to wait once the situation is there.
+    delay: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """What the workers between two audits have in common."""
+
+    number: int
+    flavour: int
+    clears: bool
+    #: End by killing everybody, so that the audit's own handle recovers the host.
+    violent_end: bool
+
+
+class Conductor:
+    """Keeps a crew at work and kills it, one seed's worth."""
+
+    def __init__(self, crew: Crew, seed: int) -> None:
+        self.crew = crew
+        self.kills = 0
+        self._seed = seed
+        self._dice = random.Random(f"conductor {seed}")
+        self._starts = 0
+        self._round = Round(0, 0, False, False)
+
+    def rounds(self) -> Iterator[Round]:
+        """Endless."""
+        number = 0
+        while True:
+            yield Round(
+                number,
+                self._dice.randrange(len(FLAVOURS)),
+                clears=self._dice.random() < 0.3,
+                violent_end=self._dice.random() < 0.5,
+            )
+            number += 1
+
+    def begin(self, now: Round) -> None:
+        """Starts a worker on every seat."""
+        self._round = now
+        for seat in range(self.crew.seats):
+            self._start(seat)
+
+    def end(self) -> None:
+        """Ends all workers: killed, or asked to leave."""
+        seats = list(self.crew.pids)
+        if self._round.violent_end:
+            self._bury(self._kill(seats))
+        else:
+            self.crew.dismiss(seats)
+
+    def strike(self) -> None:
+        """Kills one worker or several, and starts others at once."""
+        stroke = self._draw()
+        time.sleep(stroke.pause)
+        self.crew.watch()
+        getattr(self, "_" + stroke.kind.replace(", ", "_"))(stroke)
+
+    # ---- ways to die
+
+    def _anytime(self, stroke: Stroke) -> None:
+        self._replace([stroke.seat])
+
+    def _operating(self, stroke: Stroke) -> None:
+        """In the middle of a certain operation."""
+        words = self.crew.board.seat(stroke.seat)
+        self._await(lambda: words[Field.OPERATION] == stroke.operation)
+        self._spin(stroke.delay)
+        self._replace([stroke.seat])
+
+    def _holding(self, stroke: Stroke) -> None:
+        """With leased views, pins or reserved slots in hand."""
+        words = self.crew.board.seat(stroke.seat)
+        self._await(lambda: words[stroke.held] > 0)
+        self._spin(stroke.delay)
+        self._replace([stroke.seat])
+
+    def _attaching(self, stroke: Stroke) -> None:
+        """While it joins the others."""
+        self._replace([stroke.seat])
+        self._await(lambda: self.crew.board.seat(stroke.seat)[Field.PHASE] >= Phase.ATTACHING)
+        self._spin(stroke.delay)
+        self._replace([stroke.seat])
+
+    def _two(self, stroke: Stroke) -> None:
+        self._replace(sorted({stroke.seat, stroke.other}))
+
+    def _restarting(self, stroke: Stroke) -> None:
+        """One leaves in an orderly way and is killed while it does."""
+        self.crew.board.seat(stroke.seat)[Field.STOP] = 1
+        words = self.crew.board.seat(stroke.seat)
+        closing = OPERATIONS.index("close")
+        self._await(lambda: words[Field.OPERATION] == closing or words[Field.PHASE] == Phase.GONE)
+        self._spin(stroke.delay)
+        pid = self.crew.kill(stroke.seat)
+        self._start(stroke.seat)
+        self._bury({pid}, may_have_left=True)
+
+    def _all(self, stroke: Stroke) -> None:
+        """Nobody is left: the first of the new ones recovers the host, the others wait for it."""
+        self._replace(list(self.crew.pids))
+
+    def _all_twice(self, stroke: Stroke) -> None:
+        """Also the one that recovers is killed."""
+        self._replace(list(self.crew.pids))
+        self._await(lambda: self.crew.board.seat(0)[Field.PHASE] >= Phase.ATTACHING)
+        self._spin(stroke.delay)
+        self._replace(list(self.crew.pids))
+
+    # ---- how it is done
+
+    def _draw(self) -> Stroke:
+        dice = self._dice
+        seats = self.crew.seats
+        return Stroke(
+            kind=dice.choices(list(_KINDS), list(_KINDS.values()))[0],
+            seat=dice.randrange(seats),
+            other=dice.randrange(seats),
+            operation=OPERATIONS.index(dice.choice(_DEADLY_OPERATIONS)),
+            held=dice.choice((Field.VIEWS, Field.RESERVATIONS, Field.PINS)),
+            pause=min(dice.expovariate(1 / 0.025), 0.2),
+            delay=dice.choice((20e-6, 100e-6, 500e-6)) * dice.random(),
+        )
+
+    def _replace(self, seats: list[int]) -> None:
+        dead = self._kill(seats)
+        for seat in seats:
+            self._start(seat)  # before the kernel has buried the old ones
+        self._bury(dead)
+
+    def _kill(self, seats: list[int]) -> set[int]:
+        self.kills += len(seats)
+        return {self.crew.kill(seat) for seat in seats}
+
+    def _bury(self, pids: set[int], may_have_left: bool = False) -> None:
+        for pid in pids:
+            self.crew.bury(pid, may_have_left)
+
+    def _start(self, seat: int) -> None:
+        self._starts += 1
+        now = self._round
+        self.crew.start(Orders(seat, f"{self._seed}/{self._starts}", now.flavour, now.clears))
+
+    def _await(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(20e-6)
+
+    @staticmethod
+    def _spin(seconds: float) -> None:
+        """Shorter than any sleep."""
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            pass

@@ -1,0 +1,55 @@
+"""Options of the stress tests, and their progress."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from .schedule import Schedule
+
+_DEFAULT_KILLS = 1000
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("stress")
+    group.addoption("--kills", type=int, help="processes to kill (STRESS_KILLS)")
+    group.addoption("--seed", type=int, help="seed of the schedule (STRESS_SEED)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The time limit grows with the number of kills."""
+    for item in items:
+        if "schedule" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(600 + _kills(config)))
+
+
+@pytest.fixture
+def schedule(request: pytest.FixtureRequest) -> Iterator[Schedule]:
+    """What to do; its seed is shown, and shown again when the test fails."""
+    config = request.config
+    seed = _chosen(config, "--seed", "STRESS_SEED")
+    if seed is None:
+        seed = random.SystemRandom().randrange(1 << 32)
+    capture = config.pluginmanager.getplugin("capturemanager")
+
+    def say(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"  [seed {seed}] {line}", flush=True)
+
+    print(f"seed {seed}: replay with --seed {seed} or STRESS_SEED={seed}")
+    with capture.global_and_fixture_disabled():
+        print(f"\n{request.node.name}: seed {seed}")
+    yield Schedule(seed, _kills(config), say)
+
+
+def _kills(config: pytest.Config) -> int:
+    return _chosen(config, "--kills", "STRESS_KILLS") or _DEFAULT_KILLS
+
+
+def _chosen(config: pytest.Config, option: str, variable: str) -> int | None:
+    # The options are only known when tests/stress is among pytest's arguments; the variables always.
+    value = config.getoption(option, default=None) or os.environ.get(variable)
+    return None if value is None else int(value)
