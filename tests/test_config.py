@@ -9,6 +9,7 @@ import pytest
 
 from lmcache_beluga.config import SETTINGS, Settings
 from lmcache_beluga.errors import BelugaError, SettingError
+from lmcache_beluga.pool_arguments import AttachArguments, FormatArguments
 
 GIB = 1 << 30
 
@@ -262,17 +263,13 @@ def test_names_are_unique_and_documented() -> None:
 
 
 def test_pool_takes_every_setting_and_no_other() -> None:
-    from lmcache_beluga.pool import _AttachArguments, _FormatArguments
-
-    taken = {f.name for c in (_AttachArguments, _FormatArguments) for f in dataclasses.fields(c)}
+    taken = {f.name for c in (AttachArguments, FormatArguments) for f in dataclasses.fields(c)}
     # To format over a pool in use is a decision of the moment.
     assert {s.pool_argument for s in SETTINGS} == taken - {"force"} | {"path", "size"}
 
 
 def test_defaults_are_those_of_the_pool() -> None:
-    from lmcache_beluga.pool import _AttachArguments, _FormatArguments
-
-    for arguments in (_AttachArguments(), _FormatArguments()):
+    for arguments in (AttachArguments(), FormatArguments()):
         for field in dataclasses.fields(arguments):
             if field.name != "force":
                 default = getattr(arguments, field.name)

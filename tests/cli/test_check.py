@@ -33,8 +33,9 @@ def test_clean_as_json(run: Run, pool_path: Path) -> None:
 
 
 def test_problems(run: Run, pool_path: Path) -> None:
-    # Attached meanwhile: the first process of a host would repair the damage before it looks.
-    with Pool.attach(pool_path):
+    # In use, so that neither recovery nor the scrubbing of processes at work repairs it first.
+    with Pool.attach(pool_path) as pool:
+        assert pool.pin(OPAQUE)
         damage(pool_path, OPAQUE)
         result = run("check", pool_path)
         as_json = run("check", pool_path, "--json")
