@@ -1,7 +1,12 @@
-"""One process of ``beluga bench hammer``: random operations on a shared pool, each one timed.
+"""One process of ``beluga bench hammer``.
 
-Run as ``python -m lmcache_beluga.cli.bench_hammer_worker POOL SEED SECONDS KEYS CHUNK`` and started
-by a line on stdin, so that all processes begin together. Prints one JSON object.
+Run as ``python -m lmcache_beluga.cli.bench_hammer_worker POOL SEED KEYS CHUNK``. Each line on
+stdin, a phase and its seconds, starts one phase, so that all processes do the same at the same
+time; each phase ends with one line of JSON on stdout:
+
+- ``lookup``: batched lookups and nothing else; how many keys?
+- ``control``: arithmetic and nothing else; how much can this machine do at all?
+- ``mix``: lookups, views, reads, puts and removes, each one timed, each byte read verified.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,10 +24,13 @@ import numpy.typing as npt
 from lmcache_beluga.cli.bench_report import percentile
 from lmcache_beluga.pool import Pool
 
-LOOKUP_KEYS = 32
-"""Keys in one batched lookup."""
+_LOOKUP_KEYS = 512
+_MIX_KEYS = 32
+"""Keys in one batched lookup of the phases lookup and mix."""
 
-_WARM_OPERATIONS = 200
+_WARM_OPERATIONS = 500
+_BATCHES = 64
+_CONTROL_LOOPS = 2000
 _SHARES = (("lookup", 70), ("get", 15), ("read", 5), ("put", 8), ("remove", 2))
 
 
@@ -53,34 +62,48 @@ class Hammer:
         self._random = random.Random(seed)
         self._keys = [b"hammer-%d" % number for number in range(keys)]
         self._content = Content(chunk)
-        self.times_us: dict[str, list[float]] = {name: [] for name, _ in _SHARES}
-        self.control_us: list[float] = []
-        self.lookups = 0
-        self.wrong_reads = 0
+        self._wrong_reads = 0
+        for _ in range(_WARM_OPERATIONS):
+            for operation in (self.lookup, self.put, self.get, self.read, self._control):
+                operation()
 
-    def run(self, seconds: float) -> float:
-        """Operate for so long; the seconds it really took."""
+    def run_lookup(self, seconds: float) -> dict[str, Any]:
+        """Keys looked up per second."""
+        batches = [self._random.sample(self._keys, _LOOKUP_KEYS) for _ in range(_BATCHES)]
+
+        def look() -> int:
+            for batch in batches:
+                self._pool.contains(batch)
+            return _LOOKUP_KEYS * _BATCHES
+
+        return {"rate": _rate(look, seconds)}
+
+    def run_control(self, seconds: float) -> dict[str, Any]:
+        """Loops of plain Python per second."""
+        return {"rate": _rate(_control_loop, seconds)}
+
+    def run_mix(self, seconds: float) -> dict[str, Any]:
+        """Times of each kind of operation, in microseconds."""
         names = [name for name, share in _SHARES for _ in range(share)]
-        start = time.perf_counter()
-        while (now := time.perf_counter()) - start < seconds:
+        times: dict[str, list[float]] = {name: [] for name, _ in _SHARES}
+        control: list[float] = []
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
             name = self._random.choice(names)
-            self.times_us[name].append(getattr(self, name)() / 1e3)
-            self.control_us.append(self._control() / 1e3)
-        return now - start
-
-    def reset(self) -> None:
-        """Forget what was measured so far; what was wrong stays wrong."""
-        for times in self.times_us.values():
-            times.clear()
-        self.control_us.clear()
-        self.lookups = 0
+            times[name].append(getattr(self, name)() / 1e3)
+            control.append(self._control() / 1e3)
+        return {
+            "operations": {name: _summary(found) for name, found in times.items()},
+            "all": _summary([time for found in times.values() for time in found]),
+            "control": _summary(control),
+            "wrong_reads": self._wrong_reads,
+        }
 
     def lookup(self) -> int:
         """A batched lookup of keys that lie anywhere; nanoseconds."""
-        keys = self._random.sample(self._keys, LOOKUP_KEYS)
+        keys = self._random.sample(self._keys, _MIX_KEYS)
         start = time.perf_counter_ns()
         self._pool.contains(keys)
-        self.lookups += LOOKUP_KEYS
         return time.perf_counter_ns() - start
 
     def get(self) -> int:
@@ -94,7 +117,7 @@ class Hammer:
         wrong = self._content.wrong(number, np.asarray(view.array))
         # Bytes under a lease that was lost meanwhile promise nothing.
         if wrong and view.valid():
-            self.wrong_reads += 1
+            self._wrong_reads += 1
         start = time.perf_counter_ns()
         view.release()
         return taken + time.perf_counter_ns() - start
@@ -107,7 +130,7 @@ class Hammer:
         size = self._pool.read_into(self._keys[number], scratch)
         taken = time.perf_counter_ns() - start
         if size is not None and (size != scratch.size or self._content.wrong(number, scratch)):
-            self.wrong_reads += 1
+            self._wrong_reads += 1
         return taken
 
     def put(self) -> int:
@@ -133,27 +156,34 @@ class Hammer:
 
 
 def main() -> None:
-    """Attach, wait for the start, hammer, report."""
-    path, seed, seconds, keys, chunk = sys.argv[1:6]
+    """Attach, fill, and run the phases that stdin asks for."""
+    path, seed, keys, chunk = sys.argv[1:5]
     with Pool.attach(path) as pool:
         hammer = Hammer(pool, int(seed), int(keys), int(chunk))
-        for _ in range(_WARM_OPERATIONS):
-            hammer.lookup(), hammer.put(), hammer.get()
-        hammer.reset()
+        phases = {
+            "lookup": hammer.run_lookup,
+            "control": hammer.run_control,
+            "mix": hammer.run_mix,
+        }
         print("ready", flush=True)
-        sys.stdin.readline()
-        took = hammer.run(float(seconds))
-        stats = pool.stats()
-    result: dict[str, Any] = {
-        "seconds": took,
-        "lookups": hammer.lookups,
-        "wrong_reads": hammer.wrong_reads,
-        "operations": {name: _summary(times) for name, times in hammer.times_us.items()},
-        "all": _summary([time for times in hammer.times_us.values() for time in times]),
-        "control": _summary(hammer.control_us),
-        "evictions": stats["evictions"],
-    }
-    print(json.dumps(result), flush=True)
+        for line in sys.stdin:
+            phase, seconds = line.split()
+            print(json.dumps(phases[phase](float(seconds))), flush=True)
+
+
+def _rate(work: Callable[[], int], seconds: float) -> float:
+    """Units of work per second."""
+    done = 0
+    start = time.perf_counter()
+    while (took := time.perf_counter() - start) < seconds:
+        done += work()
+    return done / took
+
+
+def _control_loop() -> int:
+    for _ in range(_CONTROL_LOOPS):
+        hash(("neither", "memory", "nor", "locks"))
+    return _CONTROL_LOOPS
 
 
 def _summary(times_us: list[float]) -> dict[str, float]:

@@ -135,6 +135,8 @@ def _show(outcome: Outcome) -> None:
         console.print(f"Kept: {outcome.pool}; YAML file and logs in {outcome.kept_in}")
     failed = [name.replace("_", " ") for name, ok in outcome.checks.items() if not ok]
     if failed:
+        for title, log in outcome.logs.items():
+            click.echo(f"--- the log of {title} ends:\n{log}", err=True)
         console.print(f"[bold red]FAILED[/]: {', '.join(failed)}")
     else:
         console.print("[bold green]OK[/]: engine B read exactly what engine A computed")
@@ -153,9 +155,12 @@ def _rows(outcome: Outcome) -> list[tuple[str, str]]:
         (
             "Tokens hit",
             f"{outcome.hit:,} of {full * outcome.chunk_tokens:,} ({full} chunks of "
-            f"{outcome.chunk_tokens}), served by the pool: {outcome.pool_hits} reads",
+            f"{outcome.chunk_tokens})",
         ),
-        ("Bytes loaded", format_size(outcome.loaded_bytes)),
+        (
+            "Bytes loaded",
+            f"{format_size(outcome.loaded_bytes)}, {outcome.pool_hits} reads served by the pool",
+        ),
         ("Time to recompute", _time(outcome.recompute_s)),
         (
             "Time to load",

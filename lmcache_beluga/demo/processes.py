@@ -17,7 +17,7 @@ from typing import IO, Any
 from lmcache_beluga.demo.environment import child_environment
 
 _WORKER = "lmcache_beluga.demo.worker"
-_LOG_TAIL = 6000
+_LOG_TAIL = 4000
 _GRACE_S = 10.0
 
 
@@ -86,6 +86,12 @@ class WorkerProcess:
                 raise WorkerFailed(f"{self.title} sent {message['event']!r}, not {event!r}")
             progress(message["done"])
 
+    def log(self) -> str:
+        """The end of what it printed."""
+        with contextlib.suppress(OSError):
+            return self._log_file.read_text(errors="replace").strip()[-_LOG_TAIL:]
+        return ""
+
     def close(self) -> None:
         """End the process: politely, then, if it does not go, by SIGKILL. Idempotent."""
         with contextlib.suppress(OSError):
@@ -140,8 +146,5 @@ class WorkerProcess:
             self._process.wait(_GRACE_S)
 
     def _log_tail(self) -> str:
-        with contextlib.suppress(OSError):
-            text = self._log_file.read_text(errors="replace").strip()
-            if text:
-                return f"; its log ends:\n{text[-_LOG_TAIL:]}"
-        return ""
+        text = self.log()
+        return f"; its log ends:\n{text}" if text else ""

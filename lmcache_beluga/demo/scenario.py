@@ -67,12 +67,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was seen. Times in seconds."""
+    """What was seen. Times in seconds; ``logs`` are the last words of each engine."""
 
     tokens: int
     chunk_tokens: int
     hit_before: int
     hit: int
+    loaded: int
     loaded_bytes: int
     recompute_s: float
     store_s: float
@@ -95,6 +96,7 @@ class Outcome:
     pool_check_errors: list[str]
     pool: str
     kept_in: str | None
+    logs: dict[str, str]
 
     @property
     def speed_up(self) -> float:
@@ -113,6 +115,7 @@ class Outcome:
         return {
             "nothing_cached_before": self.hit_before == 0,
             "all_chunks_hit": self.hit == full,
+            "all_chunks_loaded": self.loaded == full,
             "served_by_pool": self.pool_hits >= full // self.chunk_tokens,
             "kv_equal": self.kv_bytes_compared > 0 and self.kv_bytes_wrong == 0,
             "logits_equal": self.logits_compared > 0 and self.logits_wrong == 0,
@@ -162,8 +165,10 @@ def run(plan: Plan, progress: Progress) -> Outcome:
                 engine = WorkerProcess(f"engine {letter}", job_file, log, deadline)
                 stack.callback(engine.kill)
                 engines.append(engine)
-            events = _play(plan, engines[0], engines[1], progress)
-        errors = _pool_errors(pool)
+            # Attached all along: the first process to attach would tidy up what it should find.
+            with Pool.attach(str(pool)) as watching:
+                events = _play(plan, engines[0], engines[1], progress)
+                errors = _pool_errors(watching)
         return _outcome(plan, engines, events, errors, pool, folder)
 
 
@@ -224,7 +229,8 @@ def _outcome(
         tokens=plan.tokens,
         chunk_tokens=CHUNK_TOKENS,
         hit_before=events["look"]["hit"],
-        hit=load["loaded"],
+        hit=load["hit"],
+        loaded=load["loaded"],
         loaded_bytes=load["bytes"],
         recompute_s=compute["prefill_s"],
         store_s=compute["store_s"],
@@ -247,6 +253,7 @@ def _outcome(
         pool_check_errors=errors,
         pool=str(pool),
         kept_in=str(folder) if plan.keep else None,
+        logs={engine.title: engine.log() for engine in engines},
     )
 
 
@@ -295,13 +302,8 @@ def _pool(plan: Plan) -> Iterator[Path]:
             path.unlink(missing_ok=True)
 
 
-def _pool_errors(path: Path) -> list[str]:
+def _pool_errors(pool: Pool) -> list[str]:
     """What is wrong with the pool now that both engines are gone; nothing may be."""
-    with Pool.attach(str(path)) as pool:
-        errors = list(pool.check().errors)
-        stats = pool.stats()
-        return errors + [
-            f"{stats[name]} {what}"
-            for name, what in (("writing", "half-written slots"), ("views", "leases left"))
-            if stats[name]
-        ]
+    stats = pool.stats()
+    left = [("writing", "half-written slots"), ("leased", "chunks still leased")]
+    return list(pool.check().errors) + [f"{stats[key]} {what}" for key, what in left if stats[key]]
