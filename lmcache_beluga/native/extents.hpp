@@ -55,6 +55,9 @@ class Extents {
     ExtentControl& control = context_.control->extent(extent);
     pool_.reserve_descriptors(extent, slots);
     pool_.reserve_stamps(context_.host, extent, slots);
+    // Not cut at all until the last store: a process killed in between must not leave the free map of one cut
+    // with the slot size of another.
+    V::store(&control.slots, std::uint32_t{0});
     // Whatever an earlier owner or a flipped bit left must not look like a chunk: a new generation.
     const std::uint32_t first = pool_.first_slot(extent);
     for (std::uint32_t i = 0; i < slots; ++i) {
@@ -82,12 +85,12 @@ class Extents {
       __atomic_store_n(&map[w], bits, __ATOMIC_RELAXED);
     }
     control.slot_size = header.slot_size;
-    control.slots = slots;
     control.free = slots;
     control.hint = 0;
     control.draining = 0;
     control.full_disk = 0;
     control.owned = 1;
+    V::store(&control.slots, slots);
     note_cut();
   }
 

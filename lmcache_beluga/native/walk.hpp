@@ -1,8 +1,10 @@
 #pragma once
 
+#include <chrono>
 #include <cstdio>
 #include <map>
 #include <string>
+#include <thread>
 #include <unordered_map>
 
 #include "pool_core.hpp"
@@ -200,26 +202,9 @@ class Walk {
 
   void check_extent(std::uint32_t e, std::unordered_map<std::uint32_t, std::uint32_t>& indexed) {
     const ExtentControl& control = context_.control->extent(e);
-    std::uint32_t owners = 0;
-    for (std::uint32_t h = 0; h < pool_.sb().max_hosts; ++h) {
-      const auto claim = static_cast<std::uint32_t>(extents_.claim_of(h, e));
-      if (claim > 3) problem("extent %u: host %u's claim has the value %u", e, h, claim);
-      owners += claim == static_cast<std::uint32_t>(Claim::owned);
-    }
-    if (owners > 1) problem("extent %u: %u hosts own it", e, owners);
-    const bool mine = control.owned;
-    if (mine && extents_.claim_of(context_.host, e) != Claim::owned) {
-      problem("extent %u: in use here, and not claimed", e);
-    }
-    if (owners == 0) return;
-    ExtentHeader header;
-    if (!extents_.read_header(e, header)) {
-      if (!mine || control.slots != 0) problem("extent %u: its header is damaged", e);
-      return;
-    }
-    if (mine && control.slots != 0 && control.slots != header.slots) {
-      problem("extent %u: cut into %u slots, its header says %u", e, control.slots, header.slots);
-    }
+    ExtentHeader header{};
+    bool mine = false;
+    if (!check_cut(e, header, mine)) return;
     for (std::uint32_t i = 0; i < header.slots; ++i) check_slot(pool_.first_slot(e) + i, e, mine, indexed);
     if (!mine) return;
     // The free map only holds still under the slot lock.
@@ -236,6 +221,38 @@ class Walk {
       mapped += slots_.is_free(e, i);
     }
     if (mapped != control.free) problem("extent %u: %u slots are free, it counts %u", e, mapped, control.free);
+  }
+
+  /// Whose the extent is and how it is cut. True: there are slots to look at, of an extent of this host if
+  /// `mine`.
+  bool check_cut(std::uint32_t e, ExtentHeader& header, bool& mine) {
+    // Own extents are claimed, cut and released under the slot lock.
+    typename Slots<V>::Locked lock(slots_);
+    if (!lock) return false;
+    const ExtentControl& control = context_.control->extent(e);
+    std::uint32_t owners = 0;
+    for (std::uint32_t h = 0; h < pool_.sb().max_hosts; ++h) {
+      const auto claim = static_cast<std::uint32_t>(extents_.claim_of(h, e));
+      if (claim > 3) problem("extent %u: host %u's claim has the value %u", e, h, claim);
+      owners += claim == static_cast<std::uint32_t>(Claim::owned);
+    }
+    if (owners > 1) problem("extent %u: %u hosts own it", e, owners);
+    mine = control.owned;
+    if (mine && extents_.claim_of(context_.host, e) != Claim::owned) {
+      problem("extent %u: in use here, and not claimed", e);
+    }
+    if (owners == 0 || (mine && control.slots == 0)) return false;
+    bool readable = extents_.read_header(e, header);
+    for (int i = 0; !readable && !mine && i < kHeaderRetries; ++i) {  // another host may be cutting it
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      readable = extents_.read_header(e, header);
+    }
+    if (!readable) {
+      problem("extent %u: its header is damaged", e);
+    } else if (mine && control.slots != header.slots) {
+      problem("extent %u: cut into %u slots, its header says %u", e, control.slots, header.slots);
+    }
+    return readable;
   }
 
   void check_slot(std::uint32_t slot, std::uint32_t e, bool mine,
@@ -288,6 +305,8 @@ class Walk {
       if (entries > 1 && V::load(&line->word) == hot.word) problem("slot %u: %u entries name it", slot, entries);
     }
   }
+
+  static constexpr int kHeaderRetries = 10;
 
   static unsigned long long ull(std::uint64_t n) { return n; }
 
