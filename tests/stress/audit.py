@@ -24,6 +24,7 @@ def audit(pool: Pool, keyspace: Keyspace) -> int:
     assert stats["closing"] == 0, f"{stats['closing']} half-removed slots are left"
     assert stats["leased"] == 0, f"{stats['leased']} chunks are still leased"
     assert stats["views"] == 0 and stats["pins"] == 0
+    assert stats["garbage"] == 0, "a record was found that does not validate"
 
     report = pool.check()
     assert report.ok, "\n".join(report.errors)

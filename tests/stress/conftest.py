@@ -50,6 +50,6 @@ def _kills(config: pytest.Config) -> int:
 
 
 def _chosen(config: pytest.Config, option: str, variable: str) -> int | None:
-    # The options are only known when tests/stress is among pytest's arguments; the variables always.
+    # Options are only known when tests/stress is among pytest's arguments; variables always.
     value = config.getoption(option, default=None) or os.environ.get(variable)
     return None if value is None else int(value)

@@ -1,4 +1,4 @@
-"""Starts workers in a few milliseconds each: it has imported everything, attached nothing, and forks.
+"""Starts workers in a few milliseconds: it has imported all, attached nothing, and forks.
 
 Run as ``python -m stress.nursery CONFIG`` with CONFIG in JSON. Lines on stdin: ``start ORDERS``
 answers the new worker's pid, ``reap PID`` waits for its end and answers its exit status (negative:
