@@ -262,7 +262,7 @@ class Pool:
         """All chunks of all hosts, in no particular order, as they are when the walk comes by."""
         cursor, done = 0, False
         while not done:
-            entries, cursor, done = self._native.list(cursor, _LIST_BATCH)
+            entries, cursor, done = self._native.entries(cursor, _LIST_BATCH)
             for entry in entries:
                 yield Entry(**entry)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from .pool_info import PutResult
 from .view import View
@@ -52,15 +52,15 @@ class Reservation:
     @property
     def buffer(self) -> memoryview:
         """Writable bytes. Raises BufferError once done."""
-        return memoryview(self._native)
+        return memoryview(cast(Any, self._native))
 
     @property
     def array(self) -> npt.NDArray[np.uint8]:
         """Writable uint8 array of shape ``(size,)``. Raises InvalidArgumentError once done."""
-        return self._native._array()  # type: ignore[no-any-return]
+        return self._native.array()
 
     def __buffer__(self, flags: int) -> memoryview:
-        return memoryview(self._native)
+        return memoryview(cast(Any, self._native))
 
     def commit(
         self, key: Key, *, meta: bytes = b"", depth: int = 0, size: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +62,7 @@ class View:
     @property
     def array(self) -> npt.NDArray[np.uint8]:
         """Read-only uint8 array of shape ``(size,)``. Raises InvalidArgumentError after release."""
-        return self._native._array()  # type: ignore[no-any-return]
+        return self._native.array()
 
     def valid(self) -> bool:
         """Is the chunk untouched since it was leased? Ask after the last byte was transferred.
@@ -76,7 +76,7 @@ class View:
         self._native.release()
 
     def __buffer__(self, flags: int) -> memoryview:
-        return memoryview(self._native)
+        return memoryview(cast(Any, self._native))
 
     def __dlpack__(self, **options: Any) -> Any:
         return self.array.__dlpack__(**options)

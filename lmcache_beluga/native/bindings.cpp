@@ -20,6 +20,10 @@ using namespace nb::literals;
 namespace beluga {
 namespace {
 
+using Options = nb::typed<nb::dict, nb::str, nb::any>;
+using Facts = nb::typed<nb::dict, nb::str, nb::any>;
+using Objects = nb::typed<nb::sequence, nb::any>;
+
 /// Name of the class in lmcache_beluga.errors.
 const char* class_name(ErrorKind kind) {
   switch (kind) {
@@ -85,7 +89,7 @@ class HeldBuffer {
 /// Python buffer, such as a tensor's.
 class Memories {
  public:
-  Memories(nb::sequence objects, std::size_t expected, bool writable) {
+  Memories(const Objects& objects, std::size_t expected, bool writable) {
     const std::size_t n = nb::len(objects);
     if (n != expected) {
       throw Error(ErrorKind::invalid_argument,
@@ -189,11 +193,11 @@ std::vector<std::string> paths_of(nb::handle path) {
 }
 
 template <class T>
-void take(const nb::dict& from, const char* name, T& to) {
+void take(const Options& from, const char* name, T& to) {
   if (from.contains(name)) to = nb::cast<T>(from[name]);
 }
 
-FormatOptions format_options(const nb::dict& d) {
+FormatOptions format_options(const Options& d) {
   FormatOptions o;
   take(d, "max_hosts", o.max_hosts);
   take(d, "extent_size", o.extent_size);
@@ -211,7 +215,7 @@ FormatOptions format_options(const nb::dict& d) {
   return o;
 }
 
-AttachOptions attach_options(const nb::dict& d) {
+AttachOptions attach_options(const Options& d) {
   AttachOptions o;
   take(d, "host_id", o.host_id);
   take(d, "uuid", o.uuid);
@@ -230,9 +234,9 @@ AttachOptions attach_options(const nb::dict& d) {
   return o;
 }
 
-nb::dict geometry(const PoolMemory& pool) {
+Facts geometry(const PoolMemory& pool) {
   const Superblock& sb = pool.sb();
-  nb::dict d;
+  Facts d;
   d["uuid"] = uuid_text(sb.uuid);
   d["version"] = sb.version;
   d["epoch"] = sb.epoch;
@@ -267,10 +271,11 @@ using PoolPtr = std::shared_ptr<PoolCore>;
 
 nb::object view_or_none(const PoolPtr& pool, std::shared_ptr<Lease>& lease) {
   if (!lease) return nb::none();
-  return nb::cast(new View(pool, std::move(lease)), nb::rv_policy::take_ownership);
+  return nb::cast(std::make_shared<View>(pool, std::move(lease)));
 }
 
-nb::list get_views(const PoolPtr& pool, nb::handle keys, bool prefix) {
+template <class ViewList>
+ViewList get_views(const PoolPtr& pool, nb::handle keys, bool prefix) {
   ScratchBatch batch;
   read_keys(keys.ptr(), *batch);
   std::vector<std::shared_ptr<Lease>> leases;
@@ -278,7 +283,7 @@ nb::list get_views(const PoolPtr& pool, nb::handle keys, bool prefix) {
     nb::gil_scoped_release unlocked;
     pool->lease(*batch, prefix, leases);
   }
-  nb::list out;
+  ViewList out;
   for (auto& lease : leases) {
     if (prefix && !lease) break;
     out.append(view_or_none(pool, lease));
@@ -286,7 +291,7 @@ nb::list get_views(const PoolPtr& pool, nb::handle keys, bool prefix) {
   return out;
 }
 
-nb::tuple commit_slot(Reservation& r, nb::handle key, const nb::bytes& meta, std::uint32_t depth, nb::object size,
+nb::typed<nb::tuple, int, std::optional<std::shared_ptr<View>>> commit_slot(Reservation& r, nb::handle key, const nb::bytes& meta, std::uint32_t depth, nb::object size,
                       bool keep) {
   ScratchBatch batch;
   read_key(key.ptr(), *batch);
@@ -340,7 +345,7 @@ NB_MODULE(_native, m) {
                    })
       .def("valid", [](View& v) { return !v.released && v.pool->valid(*v.lease); })
       .def("release", &View::release)
-      .def("_array", [](nb::handle_t<View> self) {
+      .def("array", [](nb::handle_t<View> self) {
         const View& v = nb::cast<const View&>(self);
         if (v.released) throw Error(ErrorKind::invalid_argument, "this view was released");
         const std::size_t shape[1] = {v.lease->size};
@@ -359,7 +364,7 @@ NB_MODULE(_native, m) {
              nb::gil_scoped_release unlocked;
              r.abort();
            })
-      .def("_array", [](nb::handle_t<Reservation> self) {
+      .def("array", [](nb::handle_t<Reservation> self) {
         const Reservation& r = nb::cast<const Reservation&>(self);
         if (r.done) throw Error(ErrorKind::invalid_argument, "the reservation was already committed or aborted");
         const std::size_t shape[1] = {r.bytes};
@@ -368,7 +373,7 @@ NB_MODULE(_native, m) {
 
   m.def(
       "format",
-      [](nb::handle path, std::uint64_t size, const nb::dict& options) {
+      [](nb::handle path, std::uint64_t size, const Options& options) {
         const auto paths = paths_of(path);
         const FormatOptions o = format_options(options);
         nb::gil_scoped_release unlocked;
@@ -389,7 +394,7 @@ NB_MODULE(_native, m) {
       "path"_a);
   m.def(
       "attach",
-      [](nb::handle path, const nb::dict& options) {
+      [](nb::handle path, const Options& options) {
         const auto paths = paths_of(path);
         const AttachOptions o = attach_options(options);
         nb::gil_scoped_release unlocked;
@@ -398,7 +403,7 @@ NB_MODULE(_native, m) {
       "path"_a, "options"_a);
   m.def(
       "open",
-      [](nb::handle path, std::uint64_t size, const nb::dict& format, const nb::dict& options) {
+      [](nb::handle path, std::uint64_t size, const Options& format, const Options& options) {
         const auto paths = paths_of(path);
         const FormatOptions f = format_options(format);
         const AttachOptions o = attach_options(options);
@@ -439,7 +444,7 @@ NB_MODULE(_native, m) {
              p->close();
            })
       .def("contains",
-           [](const PoolPtr& p, nb::handle keys) {
+           [](const PoolPtr& p, nb::handle keys) -> nb::typed<nb::list, bool> {
              ScratchBatch batch;
              read_keys(keys.ptr(), *batch);
              const std::size_t n = batch->size();
@@ -448,7 +453,7 @@ NB_MODULE(_native, m) {
                nb::gil_scoped_release unlocked;
                p->contains(batch->prints, {flags.get(), n});
              }
-             nb::list out;
+             nb::typed<nb::list, bool> out;
              for (std::size_t i = 0; i < n; ++i) out.append(nb::bool_(flags[i]));
              return out;
            }, "keys"_a)
@@ -479,8 +484,8 @@ NB_MODULE(_native, m) {
              return p->unpin_all();
            })
       .def_prop_ro("pins", [](const PoolPtr& p) { return p->pins(); })
-      .def("get_batch", [](const PoolPtr& p, nb::handle keys) { return get_views(p, keys, false); }, "keys"_a)
-      .def("get_prefix", [](const PoolPtr& p, nb::handle keys) { return get_views(p, keys, true); }, "keys"_a)
+      .def("get_batch", [](const PoolPtr& p, nb::handle keys) { return get_views<nb::typed<nb::list, std::optional<std::shared_ptr<View>>>>(p, keys, false); }, "keys"_a)
+      .def("get_prefix", [](const PoolPtr& p, nb::handle keys) { return get_views<nb::typed<nb::list, std::shared_ptr<View>>>(p, keys, true); }, "keys"_a)
       .def("reserve",
            [](const PoolPtr& p, std::uint64_t size) -> std::optional<std::shared_ptr<Reservation>> {
              Slot slot;
@@ -493,7 +498,7 @@ NB_MODULE(_native, m) {
              return std::make_shared<Reservation>(p, slot, size);
            }, "size"_a)
       .def("put",
-           [](const PoolPtr& p, nb::handle keys, nb::sequence data, nb::sequence metas, std::uint32_t first_depth) {
+           [](const PoolPtr& p, nb::handle keys, Objects data, nb::typed<nb::sequence, nb::bytes> metas, std::uint32_t first_depth) -> nb::typed<nb::list, int> {
              ScratchBatch batch;
              read_keys(keys.ptr(), *batch);
              const std::size_t n = batch->size();
@@ -515,12 +520,12 @@ NB_MODULE(_native, m) {
                nb::gil_scoped_release unlocked;
                p->put(*batch, sources, meta_spans, first_depth, results);
              }
-             nb::list out;
+             nb::typed<nb::list, int> out;
              for (const PutResult result : results) out.append(static_cast<int>(result));
              return out;
            }, "keys"_a, "data"_a, "metas"_a, "first_depth"_a)
       .def("read_into",
-           [](const PoolPtr& p, nb::handle keys, nb::sequence buffers) {
+           [](const PoolPtr& p, nb::handle keys, Objects buffers) -> nb::typed<nb::list, std::optional<std::int64_t>> {
              ScratchBatch batch;
              read_keys(keys.ptr(), *batch);
              const Memories memories(buffers, batch->size(), true);
@@ -529,7 +534,7 @@ NB_MODULE(_native, m) {
                nb::gil_scoped_release unlocked;
                p->read_into(*batch, memories.spans, copied);
              }
-             nb::list out;
+             nb::typed<nb::list, std::optional<std::int64_t>> out;
              for (const std::int64_t n : copied) {
                if (n < 0) {
                  out.append(nb::none());
@@ -563,8 +568,8 @@ NB_MODULE(_native, m) {
              nb::gil_scoped_release unlocked;
              return p->evict(bytes);
            }, "nbytes"_a)
-      .def("list",
-           [](const PoolPtr& p, std::uint32_t cursor, std::size_t most) {
+      .def("entries",
+           [](const PoolPtr& p, std::uint32_t cursor, std::size_t most) -> nb::typed<nb::tuple, nb::typed<nb::list, Facts>, std::uint32_t, bool> {
              std::vector<Entry> entries;
              {
                nb::gil_scoped_release unlocked;
@@ -589,13 +594,13 @@ NB_MODULE(_native, m) {
              return nb::make_tuple(out, cursor, cursor >= p->context().pool->slot_limit());
            }, "cursor"_a, "most"_a)
       .def("check",
-           [](const PoolPtr& p) {
+           [](const PoolPtr& p) -> Facts {
              CheckReport report;
              {
                nb::gil_scoped_release unlocked;
                report = p->check();
              }
-             nb::dict d;
+             Facts d;
              d["errors"] = nb::cast(report.errors);
              d["problems"] = report.problems;
              d["slots"] = report.slots;
@@ -607,13 +612,13 @@ NB_MODULE(_native, m) {
              return d;
            })
       .def("occupancy",
-           [](const PoolPtr& p) {
+           [](const PoolPtr& p) -> Facts {
              Occupancy all;
              {
                nb::gil_scoped_release unlocked;
                all = p->occupancy();
              }
-             nb::dict d;
+             Facts d;
              d["chunks"] = all.chunks;
              d["bytes_used"] = all.bytes;
              d["bytes_wasted"] = all.wasted;
@@ -636,13 +641,13 @@ NB_MODULE(_native, m) {
              return d;
            })
       .def("hosts",
-           [](const PoolPtr& p) {
+           [](const PoolPtr& p) -> nb::typed<nb::list, Facts> {
              std::vector<HostView> views;
              {
                nb::gil_scoped_release unlocked;
                views = p->hosts();
              }
-             nb::list out;
+             nb::typed<nb::list, Facts> out;
              for (const HostView& v : views) {
                nb::dict d;
                d["id"] = v.id;
@@ -662,10 +667,10 @@ NB_MODULE(_native, m) {
              return out;
            })
       .def("totals",
-           [](const PoolPtr& p) {
+           [](const PoolPtr& p) -> Facts {
              std::array<std::uint64_t, kCounts> sums{};
              p->totals(sums);
-             nb::dict d;
+             Facts d;
              for (std::size_t c = 0; c < kCounts; ++c) d[kCountNames[c]] = sums[c];
              return d;
            })
