@@ -54,7 +54,7 @@ class Extents {
   void cut(std::uint32_t extent, std::uint32_t slots) {
     ExtentControl& control = context_.control->extent(extent);
     pool_.reserve_descriptors(extent, slots);
-    pool_.reserve_stamps(context_.host, extent, slots);
+    reserve_leases(extent);
     // Not cut at all until the last store: a process killed in between must not leave the free map of one cut
     // with the slot size of another.
     V::store(&control.slots, std::uint32_t{0});
@@ -92,6 +92,14 @@ class Extents {
     control.owned = 1;
     V::store(&control.slots, slots);
     note_cut();
+  }
+
+  /// Storage for this host's leases in an own extent: a chunk that could be stored can then also be read, however
+  /// full the file system gets. Throws no_space.
+  void reserve_leases(std::uint32_t extent) const {
+    const std::uint32_t slots = pool_.sb().slots_per_extent;
+    pool_.reserve_stamps(context_.host, extent, slots);
+    context_.control->reserve_masks(pool_.first_slot(extent), slots);
   }
 
   /// Gives up an own extent in which every slot is free, and its storage.

@@ -42,10 +42,15 @@ std::byte* PoolMemory::payload(std::uint32_t extent) const noexcept {
 void reserve_range(const Mapping& device, std::uint64_t offset, std::uint64_t bytes) {
   if (bytes == 0) return;
   if (device.file().kind() == DeviceKind::tmpfs) {
-    device.prefault(offset, bytes);
-  } else {
-    device.file().reserve(offset, bytes);
+    try {
+      device.prefault(offset, bytes);
+      return;
+    } catch (const Error& error) {
+      if (error.kind != ErrorKind::no_space) throw;
+      // A page that cannot be had is all that madvise tells; fallocate knows which limit was met.
+    }
   }
+  device.file().reserve(offset, bytes);
 }
 
 void PoolMemory::reserve_payload(std::uint32_t extent, std::uint64_t from, std::uint64_t to) const {

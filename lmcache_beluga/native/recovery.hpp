@@ -102,6 +102,7 @@ class Recovery {
       return;
     }
     pool_.reserve_descriptors(e, header.slots);
+    extents_.reserve_leases(e);
     control.slot_size = header.slot_size;
     control.slots = header.slots;
     const std::uint32_t first = pool_.first_slot(e);
