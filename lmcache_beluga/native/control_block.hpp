@@ -79,7 +79,7 @@ struct alignas(kLine) ExtentControl {
   std::uint32_t free;
   std::uint32_t hint;  // word of the free map to search first
   std::uint8_t owned;
-  std::uint8_t draining;  // being emptied for another slot size: nothing is allocated here
+  std::uint8_t draining;  // by which process it is being emptied for another slot size; nothing is allocated
   std::uint8_t full_disk; // the file system refused more storage; cleared when space comes back
   std::uint8_t zeros[29];
 };

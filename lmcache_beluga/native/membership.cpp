@@ -23,6 +23,9 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
+/// How long the kernel may take to end a killed process once it has begun to close its files.
+constexpr milliseconds kDyingMs{1000};
+
 /// Start time of a process in clock ticks since boot: field 22 of /proc/PID/stat. 0: no such process here.
 std::uint64_t start_time(std::uint32_t pid) {
   char path[32];
@@ -152,7 +155,8 @@ Membership join_host(const PoolMemory& pool, const AttachOptions& options) {
   member.first = !ours || !anybody_alive(control);
   if (member.first) {
     // Nobody of this /dev/shm is attached. Whoever else holds the host id cannot share our control block.
-    auto alone = RangeLock::try_take(pool.lock_fd(), byte, LockMode::exclusive);
+    // Processes that are just being killed may lose their entry a moment before this lock.
+    auto alone = RangeLock::take(pool.lock_fd(), byte, LockMode::exclusive, steady_clock::now() + kDyingMs);
     if (!alone) throw Error(ErrorKind::host_in_use, host_in_use_text(pool, options.host_id));
     alone->downgrade();  // the processes that come next share it; a stranger still cannot have it alone
     member.attached = std::move(*alone);

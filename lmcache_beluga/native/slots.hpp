@@ -75,7 +75,10 @@ class Slots {
     const std::uint64_t word = make_word(generation, context_.process, SlotState::writing);
     if (V::load(&line->word) != word) return false;
     Locked lock(*this);
-    if (!lock) return false;  // the sweep finds it when this process is gone
+    if (!lock) {
+      doom(slot, generation);  // the lock's holder is stopped: tried again at each heartbeat
+      return false;
+    }
     index_.remove({V::load(&line->print_lo), V::load(&line->print_hi)}, slot);
     free_slot(slot, generation);
     return true;
@@ -173,11 +176,14 @@ class Slots {
   }
 
   /// Takes over what a dead process of this host left: its half-written and half-evicted slots, its leases.
-  void sweep(std::uint32_t process) {
+  /// False when something is left because the slot lock could not be had.
+  bool sweep(std::uint32_t process) {
+    bool clean = true;
     for (std::uint32_t e = 0; e < pool_.sb().extents; ++e) {
-      const ExtentControl& control = control_.extent(e);
+      ExtentControl& control = control_.extent(e);
       ExtentHeader header;
       const bool own = control.owned;
+      V::exchange_if(&control.draining, static_cast<std::uint8_t>(process), std::uint8_t{0});
       std::uint32_t slots = own ? control.slots : 0;
       if (!own) {
         if (pool_.sb().max_hosts == 1 || !extents_.read_header(e, header)) continue;
@@ -185,17 +191,19 @@ class Slots {
       }
       const std::uint32_t first = pool_.first_slot(e);
       for (std::uint32_t i = 0; i < slots; ++i) {
-        if (own && !is_free(e, i)) sweep_slot(first + i, process);
+        if (own && !is_free(e, i)) clean &= sweep_slot(first + i, process);
         leases_.forget_process(first + i, process);
       }
     }
+    return clean;
   }
 
-  /// Frees closed chunks whose leases have ended by now. True when the slot is done with.
-  bool retry_closed(std::uint32_t slot, std::uint64_t generation) {
+  /// Frees a closed chunk whose leases have ended by now, or an abandoned slot. True when the slot is done with.
+  bool retry_doomed(std::uint32_t slot, std::uint64_t generation) {
     HotDescriptor* line = pool_.hot(slot);
-    const std::uint64_t word = make_word(generation, context_.process, SlotState::closing);
-    if (V::load(&line->word) != word) return true;
+    const std::uint64_t word = V::load(&line->word);
+    if (word == make_word(generation, context_.process, SlotState::writing)) return finish(slot, generation);
+    if (word != make_word(generation, context_.process, SlotState::closing)) return true;
     if (slot_use(context_, hosts_, slot, V::load(&line->born)).leased) return false;
     return finish(slot, generation);
   }
@@ -531,7 +539,7 @@ class Slots {
     {
       Locked lock(*this);
       if (!lock || !control.owned || control.draining) return false;
-      control.draining = 1;
+      control.draining = static_cast<std::uint8_t>(context_.process);
     }
     const std::uint32_t first = pool_.first_slot(e);
     bool empty = true;
@@ -540,8 +548,9 @@ class Slots {
       const std::uint64_t word = V::load(&pool_.hot(first + i)->word);
       empty = is_state(word) && state_of(word) == SlotState::ready && evict(first + i, word);
     }
-    Locked lock(*this);
-    if (lock) control.draining = 0;
+    // Without the lock: it must not stay even if the lock cannot be had. Somebody else may have cut the extent
+    // and be draining it by now.
+    V::exchange_if(&control.draining, static_cast<std::uint8_t>(context_.process), std::uint8_t{0});
     return empty && control.free == control.slots;
   }
 
@@ -597,16 +606,20 @@ class Slots {
     free_slot(slot, generation);
   }
 
-  void sweep_slot(std::uint32_t slot, std::uint32_t process) {
+  /// False when the slot is left as it was because the lock could not be had.
+  bool sweep_slot(std::uint32_t slot, std::uint32_t process) {
     HotDescriptor* line = pool_.hot(slot);
     const std::uint64_t word = V::load(&line->word);
-    if (!is_state(word) || process_of(word) != process) return;
+    if (!is_state(word) || process_of(word) != process) return true;
     if (state_of(word) == SlotState::writing) {
       Locked lock(*this);
       if (lock && V::load(&line->word) == word) finish_locked(slot, generation_of(word));
-    } else if (state_of(word) == SlotState::closing) {
-      adopt_closing(slot, word);
+      // The number of the dead is this process's own now: it is for nobody else to sweep.
+      if (!lock && process == context_.process) doom(slot, generation_of(word));
+      return static_cast<bool>(lock);
     }
+    if (state_of(word) == SlotState::closing) adopt_closing(slot, word);
+    return true;
   }
 
   /// A chunk whose evictor died: still leased, and its entry is there: it stays. Otherwise it goes.
@@ -618,12 +631,11 @@ class Slots {
     V::publish(line, kLine);
     V::confirm(line);
     if (!slot_use(context_, hosts_, slot, V::load(&line->born)).leased) {
-      finish(slot, generation_of(word));
+      if (!finish(slot, generation_of(word))) doom(slot, generation_of(word));
     } else if (index_.holds(print, slot)) {
       publish_word<V>(line, make_word(generation_of(word), 0, SlotState::ready));
     } else {
-      std::lock_guard guard(doomed_mutex_);
-      doomed_.push_back({slot, generation_of(word)});
+      doom(slot, generation_of(word));
     }
   }
 
@@ -703,7 +715,8 @@ class Slots {
     std::uint32_t slot;
     std::uint64_t generation;
   };
-  /// A chunk that was removed while leased waits here until its leases have ended.
+  /// A chunk that was removed while leased waits here until its leases have ended, an abandoned slot until the
+  /// lock can be had.
   void doom(std::uint32_t slot, std::uint64_t generation) {
     std::lock_guard guard(doomed_mutex_);
     doomed_.push_back({slot, generation});
@@ -714,7 +727,7 @@ class Slots {
       std::lock_guard guard(doomed_mutex_);
       waiting.swap(doomed_);
     }
-    std::erase_if(waiting, [&](const Doomed& d) { return retry_closed(d.slot, d.generation); });
+    std::erase_if(waiting, [&](const Doomed& d) { return retry_doomed(d.slot, d.generation); });
     if (waiting.empty()) return;
     std::lock_guard guard(doomed_mutex_);
     doomed_.insert(doomed_.end(), waiting.begin(), waiting.end());

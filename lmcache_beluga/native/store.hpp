@@ -627,7 +627,7 @@ class Store final : public PoolCore {
   /// The caller holds the lock of the entry, whose process has ended.
   void bury(std::uint32_t p) {
     ProcessEntry& entry = context_.control->process(p);
-    slots_.sweep(p + 1);
+    if (!slots_.sweep(p + 1) && p + 1 != context_.process) return;  // tried again later
     for (std::size_t c = 0; c < kCounts; ++c) {
       const auto what = static_cast<Count>(c);
       context_.header().departed.add(what, entry.counters.get(what));
