@@ -24,7 +24,6 @@ def run(folder: Path, *arguments: str) -> dict[str, dict]:
     results = folder / "results.json"
     shm = folder / "shm"
     shm.mkdir()
-    before = set(Path("/dev/shm").glob("*beluga*"))
     done = subprocess.run(
         [*COMMAND, *arguments, "--quick", "--dir", str(shm), "--json", str(results)],
         capture_output=True,
@@ -34,7 +33,6 @@ def run(folder: Path, *arguments: str) -> dict[str, dict]:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(shm.iterdir()) == []
-    assert set(Path("/dev/shm").glob("*beluga*")) == before
     document = json.loads(results.read_text())
     assert document["machine"]["cores"] >= 1
     assert document["versions"]["lmcache"]
@@ -59,7 +57,7 @@ def test_lookup_and_copy(tmp_path: Path) -> None:
 def test_hammer(tmp_path: Path) -> None:
     section = run(tmp_path, "hammer")["hammer"]
     values = {row["name"]: row["value"] for row in section["rows"]}
-    assert values["operations, each read verified"] > 0
+    assert values["operations, each byte read verified"] > 0
     assert values["any operation, worst"] > 0
 
 

@@ -27,6 +27,7 @@ GOOD = Outcome(
     chunk_tokens=256,
     hit_before=0,
     hit=512,
+    loaded=512,
     loaded_bytes=512 * 4096,
     recompute_s=1.0,
     store_s=0.01,
@@ -49,6 +50,7 @@ GOOD = Outcome(
     pool_check_errors=[],
     pool="/dev/shm/x",
     kept_in=None,
+    logs={},
 )
 
 
@@ -57,8 +59,8 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 def leftovers() -> set[Path]:
-    """What the demo may leave in shared memory."""
-    return set(Path("/dev/shm").glob("*beluga*"))
+    """Pools of the demo in shared memory; conftest looks after everything else there."""
+    return set(Path("/dev/shm").glob("beluga-demo-*"))
 
 
 def run(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
@@ -100,6 +102,7 @@ def test_table_says_what_was_compared() -> None:
         ({"kv_bytes_compared": 0}, "kv_equal"),
         ({"logits_wrong": 1}, "logits_equal"),
         ({"hit": 256}, "all_chunks_hit"),
+        ({"loaded": 256}, "all_chunks_loaded"),
         ({"hit_before": 256}, "nothing_cached_before"),
         ({"pool_hits": 1}, "served_by_pool"),
         ({"control_logits_wrong": 0}, "control_detected"),
