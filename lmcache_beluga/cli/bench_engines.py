@@ -28,10 +28,10 @@ _CHUNK_TOKENS = 256
 _SETTLE_S = 60.0
 
 POOL = "beluga"
-HOT = "LocalCPU hot cache"
+HOT = "hot cache"
 REDIS = "Redis"
-DISK = "local disk (on tmpfs)"
-DAX = "DAX (tmpfs file)"
+DISK = "disk"
+DAX = "DAX"
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def run_engine(folder: Path, quick: bool, progress: Progress) -> Section:
 def run_compare(folder: Path, quick: bool, progress: Progress) -> Section:
     """The pool against LMCache's Redis, local-disk and DAX backends."""
     workload = _workload(quick)
-    section = Section(f"LMCache backends, {workload}")
+    section = Section(f"LMCache backends, {workload}; disk and DAX on tmpfs")
     backends = [
         _pool_backend(folder, workload),
         _disk_backend(folder, workload),
@@ -214,12 +214,8 @@ def run_compare(folder: Path, quick: bool, progress: Progress) -> Section:
         if missing is not None:
             section.add_value(f"{name}, {REDIS}", None, "ms", note=missing)
     for title, contender in found.items():
-        section.add(
-            f"retrieve, {title}, in the backend",
-            _ms(contender, "inside"),
-            "ms",
-            note="the rest is LMCache's copy into its paged cache",
-        )
+        # The rest is LMCache's own copy into the paged cache.
+        section.add(f"in the backend, {title}", _ms(contender, "inside"), "ms")
     ours = found[POOL].series["retrieve"]
     for title, contender in found.items():
         if title != POOL:

@@ -126,10 +126,10 @@ def _show(outcome: Outcome) -> None:
     console = stdout_console()
     console.print(facts("KV cache of one prompt, two engines", _rows(outcome)))
     console.print(
-        "Emulated: the pool is memory of this machine, not CXL behind a switch; the engines' code "
-        "path is the same, the speed is not."
-        if outcome.pool.startswith("/dev/shm")
-        else "Both engines run on one machine; only the memory behind the pool differs elsewhere."
+        "One machine with its own device; hosts behind one switch use it in the same way."
+        if outcome.pool_kind == "devdax"
+        else f"Emulated: the pool is a {outcome.pool_kind} file in this machine's memory, not CXL "
+        "behind a switch. The engines' path to it is the same, its speed is not."
     )
     if outcome.kept_in:
         console.print(f"Kept: {outcome.pool}; YAML file and logs in {outcome.kept_in}")

@@ -95,6 +95,7 @@ class Outcome:
     pids: list[int]
     pool_check_errors: list[str]
     pool: str
+    pool_kind: str
     kept_in: str | None
     logs: dict[str, str]
 
@@ -169,7 +170,8 @@ def run(plan: Plan, progress: Progress) -> Outcome:
             with Pool.attach(str(pool)) as watching:
                 events = _play(plan, engines[0], engines[1], progress)
                 errors = _pool_errors(watching)
-        return _outcome(plan, engines, events, errors, pool, folder)
+                kind = watching.info.devices[0].kind
+        return _outcome(plan, engines, events, errors, pool, kind, folder)
 
 
 def yaml_for(pool: Path, backend: str = "beluga") -> str:
@@ -221,6 +223,7 @@ def _outcome(
     events: dict[str, dict[str, Any]],
     errors: list[str],
     pool: Path,
+    kind: str,
     folder: Path,
 ) -> Outcome:
     compute, load = events["compute"], events["load"]
@@ -252,6 +255,7 @@ def _outcome(
         pids=[engine.pid for engine in engines],
         pool_check_errors=errors,
         pool=str(pool),
+        pool_kind=kind,
         kept_in=str(folder) if plan.keep else None,
         logs={engine.title: engine.log() for engine in engines},
     )

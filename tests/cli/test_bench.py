@@ -57,7 +57,7 @@ def test_lookup_and_copy(tmp_path: Path) -> None:
 def test_hammer(tmp_path: Path) -> None:
     section = run(tmp_path, "hammer")["hammer"]
     values = {row["name"]: row["value"] for row in section["rows"]}
-    assert values["operations, each byte read verified"] > 0
+    assert values["operations, reads verified"] > 0
     assert values["any operation, worst"] > 0
 
 
@@ -66,7 +66,7 @@ def test_engines(tmp_path: Path) -> None:
     names = {row["name"] for row in sections["engine"]["rows"]}
     assert "retrieve, pool / hot cache" in names
     names = {row["name"] for row in sections["compare"]["rows"]}
-    assert {"retrieve, beluga", "retrieve, Redis", "store, DAX (tmpfs file)"} <= names
+    assert {"retrieve, beluga", "retrieve, Redis", "store, DAX"} <= names
 
 
 def test_unknown_section() -> None:

@@ -49,6 +49,7 @@ GOOD = Outcome(
     pids=[1, 2],
     pool_check_errors=[],
     pool="/dev/shm/x",
+    pool_kind="tmpfs",
     kept_in=None,
     logs={},
 )
