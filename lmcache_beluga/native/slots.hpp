@@ -101,12 +101,22 @@ class Slots {
   }
 
   /// Ends an eviction: entry away, generation + 1, free. The slot is CLOSING by this process, without leases.
-  bool finish(std::uint32_t slot, std::uint64_t generation) {
-    Locked lock(*this);
+  bool finish(std::uint32_t slot, std::uint64_t generation) { return finish(slot, generation, patience()); }
+  bool finish(std::uint32_t slot, std::uint64_t generation, std::uint32_t timeout_ms) {
+    Locked lock(*this, timeout_ms);
     if (!lock) return false;
     finish_locked(slot, generation);
     return true;
   }
+
+  /// How long to wait for the slot lock. One operation may want it many times: once its holder has turned out to
+  /// be stopped, nobody here waits for it again until it has been had.
+  std::uint32_t patience() const noexcept {
+    const std::uint32_t whole = context_.options.lock_timeout_ms;
+    return stuck_ ? std::min(whole, kBriefMs) : whole;
+  }
+  /// The heartbeat's: leases must be renewed meanwhile.
+  static constexpr std::uint32_t kBriefMs = 1;
 
   /// Evicts one chunk if nobody leases it. False: leased, or it changed meanwhile.
   bool evict(std::uint32_t slot, std::uint64_t ready_word) {
@@ -177,7 +187,7 @@ class Slots {
 
   /// Takes over what a dead process of this host left: its half-written and half-evicted slots, its leases.
   /// False when something is left because the slot lock could not be had.
-  bool sweep(std::uint32_t process) {
+  bool sweep(std::uint32_t process, std::uint32_t timeout_ms) {
     bool clean = true;
     for (std::uint32_t e = 0; e < pool_.sb().extents; ++e) {
       ExtentControl& control = control_.extent(e);
@@ -191,7 +201,7 @@ class Slots {
       }
       const std::uint32_t first = pool_.first_slot(e);
       for (std::uint32_t i = 0; i < slots; ++i) {
-        if (own && !is_free(e, i)) clean &= sweep_slot(first + i, process);
+        if (own && !is_free(e, i)) clean &= sweep_slot(first + i, process, timeout_ms);
         leases_.forget_process(first + i, process);
       }
     }
@@ -202,10 +212,10 @@ class Slots {
   bool retry_doomed(std::uint32_t slot, std::uint64_t generation) {
     HotDescriptor* line = pool_.hot(slot);
     const std::uint64_t word = V::load(&line->word);
-    if (word == make_word(generation, context_.process, SlotState::writing)) return finish(slot, generation);
+    if (word == make_word(generation, context_.process, SlotState::writing)) return finish(slot, generation, kBriefMs);
     if (word != make_word(generation, context_.process, SlotState::closing)) return true;
     if (slot_use(context_, hosts_, slot, V::load(&line->born)).leased) return false;
-    return finish(slot, generation);
+    return finish(slot, generation, kBriefMs);
   }
 
   /// Looks at some own slots for what flipped bits or lost processes left, and repairs it.
@@ -254,10 +264,11 @@ class Slots {
   /// The slot lock, for the life of the object; repairs first what a dead holder left undone.
   class Locked {
    public:
-    explicit Locked(Slots& slots) : Locked(slots, slots.context_.options.lock_timeout_ms) {}
+    explicit Locked(Slots& slots) : Locked(slots, slots.patience()) {}
     Locked(Slots& slots, std::uint32_t timeout_ms) : mutex_(slots.context_.header().slots) {
       const LockResult result = timeout_ms ? mutex_.lock(timeout_ms) : mutex_.try_lock();
       held_ = result != LockResult::timed_out;
+      if (held_ || timeout_ms == slots.context_.options.lock_timeout_ms) slots.stuck_ = !held_;
       if (result == LockResult::owner_died) slots.repair();
     }
     ~Locked() {
@@ -607,12 +618,12 @@ class Slots {
   }
 
   /// False when the slot is left as it was because the lock could not be had.
-  bool sweep_slot(std::uint32_t slot, std::uint32_t process) {
+  bool sweep_slot(std::uint32_t slot, std::uint32_t process, std::uint32_t timeout_ms) {
     HotDescriptor* line = pool_.hot(slot);
     const std::uint64_t word = V::load(&line->word);
     if (!is_state(word) || process_of(word) != process) return true;
     if (state_of(word) == SlotState::writing) {
-      Locked lock(*this);
+      Locked lock(*this, timeout_ms);
       if (lock && V::load(&line->word) == word) finish_locked(slot, generation_of(word));
       // The number of the dead is this process's own now: it is for nobody else to sweep.
       if (!lock && process == context_.process) doom(slot, generation_of(word));
@@ -631,7 +642,7 @@ class Slots {
     V::publish(line, kLine);
     V::confirm(line);
     if (!slot_use(context_, hosts_, slot, V::load(&line->born)).leased) {
-      if (!finish(slot, generation_of(word))) doom(slot, generation_of(word));
+      if (!finish(slot, generation_of(word), kBriefMs)) doom(slot, generation_of(word));
     } else if (index_.holds(print, slot)) {
       publish_word<V>(line, make_word(generation_of(word), 0, SlotState::ready));
     } else {
@@ -748,6 +759,7 @@ class Slots {
   std::map<std::uint32_t, std::vector<std::vector<std::uint32_t>>> owned_;
   std::vector<std::uint32_t> owned_all_;
   std::uint32_t rotor_ = 0;
+  std::atomic<bool> stuck_{false};  // the slot lock could not be had the last time
   std::mutex doomed_mutex_;
   std::vector<Doomed> doomed_;
   std::vector<std::byte> scrub_cold_;

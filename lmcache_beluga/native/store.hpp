@@ -44,7 +44,8 @@ class Store final : public PoolCore {
       if (key_scheme && V::load(&context_.pool->host(context_.host)->identity.key_scheme) == 0) {
         publish_identity<V>(context_, key_scheme);
       }
-      bury(context_.process - 1);  // also an orderly process may have left a closed chunk that others lease
+      // Also an orderly process may have left a closed chunk that others lease.
+      bury(context_.process - 1, slots_.patience());
     }
     describe_process(entry);
     beat();
@@ -179,7 +180,8 @@ class Store final : public PoolCore {
     try {
       check_open();
     } catch (...) {
-      slots_.abandon(slot.number, slot.generation);
+      // In a forked child the slot is the parent's.
+      if (context_.forks == fork_generation()) slots_.abandon(slot.number, slot.generation);
       throw;
     }
     return publish(slot, key.prints[0], key.record(0), meta, size, depth, lease);
@@ -353,11 +355,7 @@ class Store final : public PoolCore {
   std::string last_no_space() const override { return slots_.last_no_space(); }
 
   void close() noexcept override {
-    if (context_.forks != fork_generation()) {
-      // In a forked child the heartbeat does not exist: the thread object must not be joined or destroyed.
-      if (heartbeat_.joinable()) heartbeat_.detach();
-      return;
-    }
+    if (context_.forks != fork_generation()) return;
     {
       std::lock_guard guard(beat_mutex_);
       if (stopping_) return;
@@ -620,14 +618,14 @@ class Store final : public PoolCore {
       if (V::load(&entry.state) == 0) continue;
       const auto lock = RangeLock::try_take(context_.control->fd(), kProcessLockByte + p, LockMode::exclusive);
       if (!lock || V::load(&entry.state) == 0) continue;
-      if (process_has_ended(entry, context_.options.dead_after_ms)) bury(p);
+      if (process_has_ended(entry, context_.options.dead_after_ms)) bury(p, slots_.kBriefMs);
     }
   }
 
   /// The caller holds the lock of the entry, whose process has ended.
-  void bury(std::uint32_t p) {
+  void bury(std::uint32_t p, std::uint32_t timeout_ms) {
     ProcessEntry& entry = context_.control->process(p);
-    if (!slots_.sweep(p + 1) && p + 1 != context_.process) return;  // tried again later
+    if (!slots_.sweep(p + 1, timeout_ms) && p + 1 != context_.process) return;  // tried again later
     for (std::size_t c = 0; c < kCounts; ++c) {
       const auto what = static_cast<Count>(c);
       context_.header().departed.add(what, entry.counters.get(what));
@@ -653,7 +651,7 @@ class Store final : public PoolCore {
       const int fd = context_.control->fd();
       const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(5);
       const auto lock = RangeLock::take(fd, kInitLockByte, LockMode::exclusive, deadline);
-      if (lock && whole) bury(context_.process - 1);
+      if (lock && whole) bury(context_.process - 1, slots_.patience());
       bool last = static_cast<bool>(lock);
       for (std::uint32_t p = 0; last && p < kMaxProcesses; ++p) {
         if (p + 1 != context_.process) last = !held_by_other(fd, kProcessLockByte + p);
