@@ -118,31 +118,31 @@ class Conductor:
     # ---- ways to die
 
     def _anytime(self, stroke: Stroke) -> None:
-        self._replace([stroke.seat])
+        self.replace([stroke.seat])
 
     def _operating(self, stroke: Stroke) -> None:
         """In the middle of a certain operation."""
         words = self.crew.board.seat(stroke.seat)
         self._await(lambda: words[Field.OPERATION] == stroke.operation)
         self._spin(stroke.delay)
-        self._replace([stroke.seat])
+        self.replace([stroke.seat])
 
     def _holding(self, stroke: Stroke) -> None:
         """With leased views, pins or reserved slots in hand."""
         words = self.crew.board.seat(stroke.seat)
         self._await(lambda: words[stroke.held] > 0)
         self._spin(stroke.delay)
-        self._replace([stroke.seat])
+        self.replace([stroke.seat])
 
     def _attaching(self, stroke: Stroke) -> None:
         """While it joins the others."""
-        self._replace([stroke.seat])
+        self.replace([stroke.seat])
         self._await(lambda: self.crew.board.seat(stroke.seat)[Field.PHASE] >= Phase.ATTACHING)
         self._spin(stroke.delay)
-        self._replace([stroke.seat])
+        self.replace([stroke.seat])
 
     def _two(self, stroke: Stroke) -> None:
-        self._replace(sorted({stroke.seat, stroke.other}))
+        self.replace(sorted({stroke.seat, stroke.other}))
 
     def _restarting(self, stroke: Stroke) -> None:
         """One leaves in an orderly way and is killed while it does."""
@@ -157,14 +157,14 @@ class Conductor:
 
     def _all(self, stroke: Stroke) -> None:
         """Nobody is left: the first of the new ones recovers the host, the others wait for it."""
-        self._replace(list(self.crew.pids))
+        self.replace(list(self.crew.pids))
 
     def _all_twice(self, stroke: Stroke) -> None:
         """Also the one that recovers is killed."""
-        self._replace(list(self.crew.pids))
+        self.replace(list(self.crew.pids))
         self._await(lambda: self.crew.board.seat(0)[Field.PHASE] >= Phase.ATTACHING)
         self._spin(stroke.delay)
-        self._replace(list(self.crew.pids))
+        self.replace(list(self.crew.pids))
 
     # ---- how it is done
 
@@ -181,7 +181,8 @@ class Conductor:
             delay=dice.choice((20e-6, 100e-6, 500e-6)) * dice.random(),
         )
 
-    def _replace(self, seats: list[int]) -> None:
+    def replace(self, seats: list[int]) -> None:
+        """Kills workers and starts others in their seats."""
         dead = self._kill(seats)
         for seat in seats:
             self._start(seat)  # before the kernel has buried the old ones

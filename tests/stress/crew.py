@@ -117,10 +117,10 @@ class Crew:
 
     def stop(self, seat: int) -> None:
         """SIGSTOP. What the worker is doing meanwhile is not timed."""
-        self.board.seat(seat)[Field.PAUSES] += 1
         os.kill(self.pids[seat], signal.SIGSTOP)
 
     def resume(self, seat: int) -> None:
+        self.board.seat(seat)[Field.PAUSES] += 1
         os.kill(self.pids[seat], signal.SIGCONT)
 
     # ---- watching
