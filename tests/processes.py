@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _PRELUDE = """
@@ -31,15 +31,18 @@ class Child:
     """A Python process that runs ``body``.
 
     The body finds ``Pool``, ``say(*words)`` (a line to the test), ``hear()`` (a line from it) and
-    ``arguments`` (as strings). What it raises ends it with status 1 and a traceback in ``errors``.
+    ``arguments`` (as strings). What it raises ends it with status 1, and its traceback is told when
+    the test waits for it. ``uid``: whom it becomes first. ``inside``: a command that runs it.
     """
 
-    def __init__(self, body: str, *arguments: object, uid: int | None = None) -> None:
+    def __init__(
+        self, body: str, *arguments: object, uid: int | None = None, inside: Sequence[str] = ()
+    ) -> None:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
         drop = "" if uid is None else f"os.setgid({uid}); os.setuid({uid})\n"
         script = _PRELUDE + drop + textwrap.dedent(body)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, arguments)],
+            [*inside, sys.executable, "-c", script, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
