@@ -1,6 +1,8 @@
 #include "mapping.hpp"
 
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -35,6 +37,26 @@ constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, Linux 5.14; older he
   }
 }
 
+/// An open file description of its own for the mapping. A forked child inherits the mapping, which keeps its
+/// description open, and with it every lock that is held through it: the parent's locks must not outlive it
+/// there. Falls back to the file's own descriptor without /proc, or after a change of user.
+class MappedFd {
+ public:
+  explicit MappedFd(const PoolFile& file)
+      : own_(::open(("/proc/self/fd/" + std::to_string(file.fd())).c_str(), O_RDWR | O_CLOEXEC)),
+        fd_(own_ >= 0 ? own_ : file.fd()) {}
+  ~MappedFd() {
+    if (own_ >= 0) ::close(own_);
+  }
+  MappedFd(const MappedFd&) = delete;
+  MappedFd& operator=(const MappedFd&) = delete;
+  int get() const noexcept { return fd_; }
+
+ private:
+  int own_;
+  int fd_;
+};
+
 /// Maps the file at an address that is a multiple of `alignment`: huge pages, and the page tables
 /// of DAX devices, need address and offset to agree. Reserves more than needed and trims.
 std::byte* map_aligned(const PoolFile& file, std::uint64_t size, std::uint64_t alignment) {
@@ -50,8 +72,9 @@ std::byte* map_aligned(const PoolFile& file, std::uint64_t size, std::uint64_t a
   if (reserved == MAP_FAILED) fail_map(file, size, errno);
   auto start = reinterpret_cast<std::uintptr_t>(reserved);
   std::uintptr_t aligned = (start + alignment - 1) / alignment * alignment;
+  const MappedFd fd(file);
   void* base = ::mmap(reinterpret_cast<void*>(aligned), size, PROT_READ | PROT_WRITE,
-                      MAP_SHARED | MAP_FIXED | MAP_NORESERVE, file.fd(), 0);
+                      MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd.get(), 0);
   if (base == MAP_FAILED) {
     int error = errno;
     ::munmap(reserved, span);

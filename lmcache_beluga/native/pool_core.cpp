@@ -73,8 +73,12 @@ std::shared_ptr<PoolCore> attach_pool(std::shared_ptr<PoolMemory> pool, const At
   if (options.prefault) {
     for (std::uint32_t e = 0; e < pool->sb().extents; ++e) pool->reserve_payload(e, 0, pool->sb().extent_size);
   }
-  auto store = std::make_shared<Store<Coherent>>(pool, std::move(member), options, scheme);
-  return store;
+  // In a forked child the handle is left alone for ever: its heartbeat does not exist there, and to destroy the
+  // condition variable on which it waits would wait for it.
+  const std::uint64_t forks = fork_generation();
+  return {new Store<Coherent>(pool, std::move(member), options, scheme), [forks](const PoolCore* store) {
+            if (forks == fork_generation()) delete store;
+          }};
 }
 
 }  // namespace beluga

@@ -631,7 +631,7 @@ class Store final : public PoolCore {
       context_.header().departed.add(what, entry.counters.get(what));
       V::store(&entry.counters.values[c], std::uint64_t{0});
     }
-    context_.count(Count::swept_processes);
+    if (p + 1 != context_.process) context_.count(Count::swept_processes);  // not one that leaves in order
     V::store(&entry.state, std::uint32_t{0});
   }
 
