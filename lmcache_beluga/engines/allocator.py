@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,16 +25,9 @@ class PoolAllocator(MemoryAllocatorInterface):  # type: ignore[misc]
     """Makes PoolMemoryObj objects, over free slots for stores and over leased chunks for reads,
     and takes back what they held."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        trouble: TroubleLog,
-        linger: Callable[[Callable[[], None]], None] | None = None,
-    ) -> None:
-        """``linger``, when given, is called with the end of a lease, to be called in a while."""
+    def __init__(self, pool: Pool, trouble: TroubleLog) -> None:
         self._pool = pool
         self._trouble = trouble
-        self._linger = linger
         self._closed = False
         self.lost_leases = 0
         """Objects whose lease had ended before LMCache dropped them."""
@@ -122,12 +114,6 @@ class PoolAllocator(MemoryAllocatorInterface):  # type: ignore[misc]
         reservation.abort()
 
     def _end_lease(self, view: View) -> None:
-        if self._linger is None or self._closed:
-            self._check_and_release(view)
-        else:
-            self._linger(partial(self._check_and_release, view))
-
-    def _check_and_release(self, view: View) -> None:
         # The after-transfer check. LMCache drops its reference when the copy to the GPU is done,
         # but takes no verdict from it, so all that can be done here is to say so.
         if not self._closed and not view.valid():

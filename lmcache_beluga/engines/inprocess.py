@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -26,7 +25,7 @@ from lmcache_beluga.engines.prefix_depths import PrefixDepths
 from lmcache_beluga.engines.reader import ChunkReader
 from lmcache_beluga.engines.trouble import TroubleLog, logger
 from lmcache_beluga.engines.writer import ChunkWriter
-from lmcache_beluga.errors import BelugaError, KeySchemeError
+from lmcache_beluga.errors import BelugaError, KeySchemeError, UnsupportedError
 from lmcache_beluga.keys import hash_scheme, hash_scheme_advice
 from lmcache_beluga.pool import Pool, PutResult
 
@@ -43,17 +42,14 @@ ALLOCATION_WAIT_S = 5.0
 MAX_PINS = 1 << 16
 """More pins of one chunk than requests that may wait at once."""
 
-LAYERWISE_LINGER_S = 2.0
-"""How long a lease outlives LMCache's last reference, for layerwise loading to a GPU."""
-
 
 class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type: ignore[misc]
     """Stores LMCache's KV chunks in a pool that other engines and hosts share.
 
     LMCache makes it from its YAML file: ``storage_plugins``, and ``beluga.*`` in ``extra_config``.
-    Retrieved objects are views of the pool under lease (copies where LMCache's hot cache would keep
-    them). Stored objects are copied once, or not at all where LMCache has no CPU memory of its own
-    (``max_local_cpu_size: 0``) and therefore allocates here.
+    Retrieved objects are views of the pool under lease; copies where LMCache's hot cache would keep
+    them, and for GPUs. Stored objects are copied once, or not at all where LMCache has no CPU
+    memory of its own (``max_local_cpu_size: 0``) and therefore allocates here.
 
     What goes wrong with the pool at run time is logged, and LMCache is told of a miss or stores
     nothing. Only layerwise loading of a chunk that vanished in the middle raises LookupError:
@@ -77,6 +73,8 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
             local_cpu_backend=local_cpu_backend,
             loop=loop,
         )
+        # LMCache's GPU connectors take memory that is registered with CUDA, and fail on other.
+        self._copies_for_gpu = torch.device(dst_device).type != "cpu"
         try:
             self._pool = self._open()
         except BelugaError as error:
@@ -101,6 +99,11 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
         logger.info("attached to pool %s as %s", self._pool.uuid, metadata.role)
 
     def _open(self) -> Pool:
+        if self._copies_for_gpu and self.local_cpu_backend is None:
+            raise UnsupportedError(
+                "LMCache's GPU connectors need memory that is registered with CUDA, and the pool's "
+                "is not: give LMCache CPU memory of its own, a max_local_cpu_size of 1 (GB) or more"
+            )
         settings = Settings.from_extra_config(self.config.extra_config, os.environ)
         arguments = settings.pool_arguments()
         scheme = arguments.setdefault("key_scheme", hash_scheme(self.config, self.metadata))
@@ -109,8 +112,9 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
         except KeySchemeError as error:
             arguments["key_scheme"] = None
             with Pool.open(**arguments) as pool:
-                advice = hash_scheme_advice(scheme, pool.info.key_scheme)
-            raise KeySchemeError(f"{error}. {advice}") from None
+                formatted = pool.info.key_scheme
+            advice = hash_scheme_advice(scheme, formatted) if formatted else ""
+            raise KeySchemeError(f"{error}. {advice}".rstrip()) from None
 
     def __str__(self) -> str:
         return "BelugaBackend"
@@ -208,7 +212,10 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
         """
         try:
             # LMCache does not write these back to its hot cache, so views will do.
-            objs = self._reader.views(keys)
+            if self._copies_for_gpu:
+                objs = await asyncio.to_thread(self._reader.copies, keys, self.local_cpu_backend)
+            else:
+                objs = self._reader.views(keys)
         except Exception as error:
             self._failed("get", error)
             objs = []
@@ -234,9 +241,9 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
     def _get(self, keys: list[CacheEngineKey], hot_cache: bool) -> list[MemoryObj | None]:
         objs: list[MemoryObj | None] = []
         try:
-            if hot_cache:
-                # The hot cache keeps what a blocking get returns, and views would keep the pool's
-                # chunks leased for ever.
+            # The hot cache keeps what a blocking get returns, and views would keep the pool's
+            # chunks leased for ever.
+            if hot_cache or self._copies_for_gpu:
                 objs += self._reader.copies(keys, self.local_cpu_backend)
             else:
                 objs += self._reader.views(keys)
@@ -390,18 +397,7 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
         self, config: LMCacheEngineConfig, metadata: LMCacheMetadata
     ) -> PoolAllocator:
         """An allocator over the pool."""
-        linger = None
-        if config.use_layerwise and torch.device(self.dst_device).type != "cpu" and self.loop:
-            # LMCache drops the last layers' objects before the GPU has read them.
-            linger = partial(self._release_later, self.loop)
-        return PoolAllocator(self._pool, self._trouble, linger)
-
-    @staticmethod
-    def _release_later(loop: asyncio.AbstractEventLoop, release: Callable[[], None]) -> None:
-        try:
-            loop.call_soon_threadsafe(loop.call_later, LAYERWISE_LINGER_S, release)
-        except RuntimeError:  # the loop is closed, and so is the engine
-            release()
+        return PoolAllocator(self._pool, self._trouble)
 
     def get_memory_allocator(self) -> PoolAllocator:
         """The allocator over the pool."""

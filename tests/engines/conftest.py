@@ -9,9 +9,9 @@ from engine_harness import Engine, Options
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Path:
+def pool(pool_path: Path) -> Path:
     """Where the engines of one test have their pool, which the first of them creates."""
-    return tmp_path / "beluga.pool"
+    return pool_path
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from engine_harness import CHUNK, Engine, assert_same_bytes, prompt
 from lmcache.v1.storage_backend.abstract_backend import StoragePluginInterface
@@ -100,6 +101,27 @@ def test_duplicate_leaves_the_object_readable(start: Start) -> None:
         engine.backend.batched_submit_put_task([key], [obj])
     assert all(obj.tensor.eq(1).all() for obj in objs)
     assert engine.stats["chunks"] == 1
+    for obj in objs:
+        obj.ref_count_down()
+    engine.assert_clean()
+
+
+def test_key_that_another_process_stores_at_the_same_moment(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit takes the slot even if it comes too late: the object moves to the other's chunk."""
+    engine = start(**ALLOCATING)
+    (key,) = keys_of(engine, prompt(CHUNK, seed=1))
+    shapes, dtypes = engine.metadata.get_shapes(), engine.metadata.get_dtypes()
+    monkeypatch.setattr(engine.backend._pool, "contains_prefix", lambda keys: 0)
+    objs = [engine.storage.allocate(shapes, dtypes) for _ in range(2)]
+    for obj in objs:
+        obj.tensor.fill_(1)
+        engine.backend.batched_submit_put_task([key], [obj])
+    assert engine.stats["duplicates"] == 1
+    assert objs[0].data_ptr == objs[1].data_ptr
+    assert objs[1].tensor.eq(1).all()
+    assert engine.stats["writing"] == 0
     for obj in objs:
         obj.ref_count_down()
     engine.assert_clean()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from engine_harness import CHUNK, Engine, Group, assert_same_bytes, prompt
 
-from lmcache_beluga import Pool, PoolClosedError
+from lmcache_beluga import BelugaBackend, Pool, PoolClosedError, UnsupportedError, View
 from lmcache_beluga.keys import record
 
 Start = Callable[..., Engine]
@@ -148,3 +148,63 @@ def test_chunks_that_are_not_kv(start: Start, caplog: pytest.LogCaptureFixture) 
     assert_same_bytes(found, [layer[:, :loaded] for layer in kv])
     assert "are not LMCache's KV" in errors(caplog)[0]
     engine.assert_clean()
+
+
+def test_lost_lease_is_said(
+    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LMCache takes no verdict after a transfer, so all that can be done is to say it."""
+    engine = start()
+    tokens = prompt(3 * CHUNK, seed=1)
+    engine.store(tokens, seed=1)
+    engine.lookup(tokens, "request")
+    monkeypatch.setattr(View, "valid", lambda self: False)
+    assert engine.retrieve(tokens, "request")[0] == len(tokens)
+    assert engine.backend.memory_allocator.lost_leases == 3
+    (said,) = errors(caplog)
+    assert "may have seen wrong KV" in said
+    engine.assert_clean()
+
+
+def test_lease_lost_while_copying_is_a_miss(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    storing, engine = start(), start(hot_cache=True)
+    tokens = prompt(3 * CHUNK, seed=1)
+    kv = storing.store(tokens, seed=1)
+    engine.lookup(tokens, "request")
+    with monkeypatch.context() as patch:
+        patch.setattr(View, "valid", lambda self: False)
+        assert engine.retrieve(tokens, "request")[0] == 0
+    local_cpu = engine.storage.storage_backends["LocalCPUBackend"]
+    assert local_cpu.memory_allocator.pin_allocator.num_active_allocations == 0
+    engine.expect_hit(tokens, kv, "again")
+    engine.assert_clean()
+
+
+def test_forked_child_finds_nothing(start: Start) -> None:
+    """Its handle on the pool is dead; the parent's is not."""
+    engine = start()
+    tokens = prompt(3 * CHUNK, seed=1)
+    kv = engine.store(tokens, seed=1)
+    keys = keys_of(engine, tokens)
+    pid = os.fork()
+    if pid == 0:
+        found = 1
+        try:
+            found = engine.backend.batched_contains(keys, pin=True)
+            found += sum(obj is not None for obj in engine.backend.batched_get_blocking(keys))
+        finally:
+            os._exit(found)
+    assert os.waitpid(pid, 0) == (pid, 0)
+    engine.expect_hit(tokens, kv, "parent")
+    engine.assert_clean()
+
+
+def test_gpu_without_memory_of_lmcaches_own(start: Start) -> None:
+    engine = start()
+    with pytest.raises(UnsupportedError, match="max_local_cpu_size"):
+        BelugaBackend(
+            config=engine.lmcache.config,
+            metadata=engine.metadata,
+            local_cpu_backend=None,
+            dst_device="cuda:0",
+        )

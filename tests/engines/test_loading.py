@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ MODES = {
         "groups": (Group(dtype=torch.float16), Group(layers=1, head_dim=64)),
     },
     "audited": {"beluga": {"audit_backend_enabled": True}},
+    "located": {"lmcache": {"store_location": "beluga", "retrieve_locations": ["beluga"]}},
 }
 
 
@@ -151,4 +153,57 @@ def test_backend_is_recreated(start: Start) -> None:
     assert "beluga" in engine.storage.recreate_backend("beluga")
     assert closed.batched_contains([], pin=True) == 0
     engine.expect_hit(tokens, kv, "request")
+    engine.assert_clean()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "layerwise", "mla", "kv-groups"])
+def test_copies_for_a_gpu(start: Start, mode: str) -> None:
+    """LMCache's GPU connectors need memory that CUDA knows: LMCache's own."""
+    storing, loading = start(**MODES[mode]), start(**MODES[mode])
+    loading.backend._copies_for_gpu = True
+    tokens = prompt(3 * CHUNK, seed=1)
+    kv = storing.store(tokens, seed=1)
+    loading.expect_hit(tokens, kv, "request")
+    entry = next(loading.backend._pool.keys())
+    (obj,) = loading.backend.batched_get_blocking([entry.record])
+    assert obj.parent() is loading.storage.storage_backends["LocalCPUBackend"].memory_allocator
+    obj.ref_count_down()
+    loading.assert_clean()
+
+
+def test_many_threads(start: Start) -> None:
+    """LMCache looks up, loads and stores in different threads."""
+    engine = start()
+    prompts = [prompt(3 * CHUNK, seed) for seed in range(8)]
+    backend = engine.backend
+    keys = [
+        [key for _, _, key in engine.lmcache.token_database.process_tokens(tokens)]
+        for tokens in prompts
+    ]
+    for seed, tokens in enumerate(prompts[:4]):
+        engine.store(tokens, seed)
+    expected = {}
+    for chunk in keys[:4]:
+        for key, obj in zip(chunk, backend.batched_get_blocking(chunk), strict=True):
+            expected[key] = obj.tensor.clone()
+            obj.ref_count_down()
+
+    def work(number: int) -> int:
+        hits = 0
+        for step in range(64):
+            chunk = keys[(number + step) % 8]
+            hits += backend.batched_contains(chunk, pin=True)
+            objs = [obj for obj in backend.batched_get_blocking(chunk) if obj is not None]
+            for key, obj in zip(chunk, objs, strict=False):
+                assert torch.equal(obj.tensor, expected[key])
+                obj.ref_count_up()
+                obj.ref_count_down()
+            for obj in objs:
+                obj.ref_count_down()
+            for key in chunk:
+                backend.unpin(key)
+        return hits
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sum(threads.map(work, range(4))) == 4 * 64 // 2 * 3
     engine.assert_clean()
