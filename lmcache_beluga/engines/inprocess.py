@@ -20,6 +20,7 @@ from lmcache.v1.storage_backend.local_cpu_backend import LocalCPUBackend
 from lmcache_beluga.config import Settings
 from lmcache_beluga.engines.allocator import PoolAllocator
 from lmcache_beluga.engines.clearing import remove_chunks_of
+from lmcache_beluga.engines.layerwise_gaps import storing_after_a_gap
 from lmcache_beluga.engines.layout import Layout, LayoutCodec
 from lmcache_beluga.engines.prefix_depths import PrefixDepths
 from lmcache_beluga.engines.reader import ChunkReader
@@ -130,10 +131,11 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
         try:
             if pin:
                 return self._pool.pin(key)
-            keys: Sequence[CacheEngineKey] = (key,)
             if self._layerwise and isinstance(key, LayerCacheEngineKey) and key.layer_id == 0:
-                keys = key.split_layers(self._num_layers)
-            return self._pool.contains_prefix(keys) == len(keys)
+                layers = key.split_layers(self._num_layers)
+                present = self._pool.contains_prefix(layers) == len(layers)
+                return present and not storing_after_a_gap()
+            return self._pool.contains_prefix((key,)) == 1
         except Exception as error:
             self._failed("lookup", error)
             return False

@@ -70,8 +70,9 @@ class EngineProcess:
 def main(yaml_file: str, pool: str, options: str) -> None:
     import hashlib
     import logging
+    import random
 
-    from engine_harness import Engine, Options, prompt
+    from engine_harness import CHUNK, Engine, Options, prompt
 
     # LMCache and its libraries may print; only answers go to the real standard output.
     out, sys.stdout = sys.stdout, sys.stderr
@@ -97,6 +98,27 @@ def main(yaml_file: str, pool: str, options: str) -> None:
             loaded, found = engine.retrieve(prompt(tokens, seed)[:hit], request)
             return [hit, loaded, digest(found)]
 
+        def churn(steps: int, prompts: int, tokens: int, seed: int) -> list[int]:
+            """Load prompts in random order, and store them where chunks are missing. How many
+            chunks were loaded, were missing, and were wrong."""
+            order = random.Random(seed)
+            loaded = missing = wrong = 0
+            for step in range(steps):
+                number = order.randrange(prompts)
+                slots = engine.kv.slots(tokens, number)
+                engine.kv.write_random(slots, number)
+                expected = engine.kv.read(slots)
+                hit = engine.lookup(prompt(tokens, number), f"step {step}")
+                whole = prompt(tokens, number)[:hit]
+                got, found = engine.retrieve(whole, f"step {step}") if hit else (0, [])
+                if any(not a.equal(b[:, :got]) for a, b in zip(found, expected, strict=False)):
+                    wrong += 1
+                loaded += got // CHUNK
+                missing += (tokens - got) // CHUNK
+                if got < tokens:
+                    engine.store(prompt(tokens, number), number)
+            return [loaded, missing, wrong]
+
         def stats() -> dict[str, int]:
             return engine.stats
 
@@ -107,7 +129,7 @@ def main(yaml_file: str, pool: str, options: str) -> None:
         def log() -> list[str]:
             return said
 
-        actions = {f.__name__: f for f in (backends, store, load, stats, clean, log)}
+        actions = {f.__name__: f for f in (backends, store, load, churn, stats, clean, log)}
         for line in sys.stdin:
             action, arguments = json.loads(line)
             print(json.dumps(actions[action](**arguments)), file=out, flush=True)

@@ -70,6 +70,25 @@ def test_chunk_that_vanishes_while_it_is_loaded(start: Start) -> None:
     engine.assert_clean()
 
 
+@pytest.mark.parametrize("audit", [False, True])
+def test_prompt_with_gaps_is_stored(start: Start, audit: bool) -> None:
+    """LMCache would stop with an error at the second of two gaps."""
+    engine = start(layerwise=True, beluga={"audit_backend_enabled": audit})
+    tokens = prompt(6 * CHUNK, seed=1)
+    kv = engine.store(tokens, seed=1)
+    chunks = layers_of(engine, tokens)
+    assert engine.backend.batched_remove([chunks[1][0], chunks[3][1], chunks[5][0]]) == 3
+    engine.store(tokens, seed=1)
+    engine.expect_hit(tokens, kv, "request")
+    assert engine.stats["chunks"] == 6 * engine.layers
+    # Chunks before the first gap are not stored again.
+    assert engine.backend.remove(chunks[4][0])
+    duplicates = engine.stats["duplicates"]
+    engine.store(tokens, seed=1)
+    assert engine.stats["duplicates"] - duplicates == 2 * engine.layers - 1
+    engine.assert_clean()
+
+
 def test_clear_of_tokens_removes_all_layers(start: Start) -> None:
     """LMCache names whole chunks then, and its own backends remove nothing."""
     engine = start(layerwise=True)

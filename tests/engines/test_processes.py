@@ -69,6 +69,23 @@ def test_two_engines_share_a_pool(launch: Launch) -> None:
     assert one.do("clean") and two.do("clean")
 
 
+@pytest.mark.parametrize("mode", [{}, {"layerwise": True}], ids=["whole", "layerwise"])
+def test_never_wrong_while_chunks_are_evicted(launch: Launch, mode: dict[str, bool]) -> None:
+    """The prompts do not fit into the pool; each engine evicts what the other may be loading."""
+    small = {"beluga.size": "4MiB", "beluga.extent_size": "512KiB"}
+    engines = [launch(beluga=small, **mode) for _ in range(2)]
+    for seed, engine in enumerate(engines):
+        engine.ask("churn", steps=40, prompts=16, tokens=8 * CHUNK, seed=seed)
+    for engine in engines:
+        loaded, missing, wrong = engine.answer()
+        assert wrong == 0
+        assert loaded > 0 and missing > 0
+    assert engines[0].do("stats")["evictions"] > 0
+    for engine in engines:
+        assert engine.do("clean")
+        assert engine.do("log") == []
+
+
 def test_tensor_parallel_ranks(launch: Launch) -> None:
     """Each rank finds its own shard of a prompt, and no other's, also when it comes back."""
     ranks = [launch(rank=rank, ranks=2) for rank in (0, 1)]
