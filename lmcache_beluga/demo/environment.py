@@ -9,6 +9,7 @@ ENVIRONMENT = {
     "LMCACHE_LOG_LEVEL": "WARNING",
     "LMCACHE_DISABLE_BANNER": "1",
     "PYTHONHASHSEED": "0",  # LMCache's default chunk hash differs between processes without it
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait starve those they wait for
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
