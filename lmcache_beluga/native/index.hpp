@@ -128,6 +128,7 @@ class Index {
   bool confirmed(std::uint64_t entry, std::uint64_t bucket, bool from_dead) const {
     const std::uint32_t slot = slot_of(entry);
     if (!context_.slot_in_range(slot)) return false;
+    if (!context_.control->extent(pool_.extent_of(slot)).owned) return false;
     HotDescriptor hot;
     const HotDescriptor* line = pool_.hot(slot);
     V::observe(line, kLine);

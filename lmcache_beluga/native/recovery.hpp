@@ -45,7 +45,6 @@ class Recovery {
     HostIdentity identity;
     load_words<V>(&identity, &page.identity, sizeof(identity));
     if (key_scheme == 0) key_scheme = identity.key_scheme;  // of the chunks that are here already
-    const bool member = identity.state == static_cast<std::uint32_t>(HostState::member);
 
     // The tick goes on where it stopped, so that recency outlives the processes.
     const std::uint32_t last_tick = V::load(&page.heartbeat.tick);
@@ -61,7 +60,7 @@ class Recovery {
     V::publish(page.name, sizeof(name));
     hosts_.refresh_active();
 
-    if (member) recover_extents();
+    recover_extents();
     V::store(&header.ready, std::uint32_t{1});
   }
 
@@ -71,14 +70,15 @@ class Recovery {
     for (std::uint32_t e = 0; e < pool_.sb().extents; ++e) {
       const Claim claim = extents_.claim_of(context_.host, e);
       lower_stamps(e);
-      if (claim == Claim::none) continue;
-      ExtentHeader header;
-      if (claim > Claim::owned && extents_.read_header(e, header) && header.owner == context_.host) {
-        extents_.publish_claim(e, Claim::owned);  // the byte is damaged, the header tells
+      any |= claim != Claim::none;
+      if (claim != Claim::owned) {
+        if (!damaged_claim(e)) {
+          // Free, or an election that this host did not live to finish, or garbage.
+          if (claim != Claim::none) extents_.publish_claim(e, Claim::none);
+          continue;
+        }
+        extents_.publish_claim(e, Claim::owned);
         context_.count(Count::repaired);
-      } else if (claim != Claim::owned) {
-        extents_.publish_claim(e, Claim::none);  // an election that this host did not live to finish, or garbage
-        continue;
       }
       any = true;
       recover_extent(e);
@@ -88,6 +88,17 @@ class Recovery {
     for (std::uint64_t b = 0; b < pool_.sb().buckets; ++b) {
       if (const std::uint32_t dropped = index_.scrub_lane(b, true)) context_.count(Count::repaired, dropped);
     }
+  }
+
+  /// Is an extent this host's although its claim does not say so? A header is written after the claim is OWNED,
+  /// and voided before the claim goes: one of this host's own is proof, unless somebody else has the extent.
+  bool damaged_claim(std::uint32_t e) {
+    ExtentHeader header;
+    if (!extents_.read_header(e, header) || header.owner != context_.host) return false;
+    for (std::uint32_t h = 0; h < pool_.sb().max_hosts; ++h) {
+      if (h != context_.host && extents_.claim_of(h, e) != Claim::none) return false;
+    }
+    return true;
   }
 
   void recover_extent(std::uint32_t e) {

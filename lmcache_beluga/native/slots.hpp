@@ -135,9 +135,12 @@ class Slots {
   /// Makes room in a full lane: drops what nobody confirms, else evicts its coldest chunk that is not leased.
   bool clear_lane(const Fingerprint& print) {
     const std::uint64_t bucket = pool_.bucket_of(print.lo);
-    if (const std::uint32_t dropped = index_.scrub_lane(bucket, false)) {
+    {
+      Locked lock(*this);  // see scrub_lanes
+      if (!lock) return false;
+      const std::uint32_t dropped = index_.scrub_lane(bucket, false);
       context_.count(Count::repaired, dropped);
-      return true;
+      if (dropped) return true;
     }
     Candidate coldest;
     for (const std::uint64_t& place : index_.own_lane(print)->entries) {
@@ -218,7 +221,7 @@ class Slots {
     return finish(slot, generation, kBriefMs);
   }
 
-  /// Looks at some own slots for what flipped bits or lost processes left, and repairs it.
+  /// Looks at some own slots and lanes for what flipped bits or lost processes left, and repairs it.
   void scrub(std::uint32_t budget) {
     std::vector<std::uint32_t> orphans;
     scrub_some(budget, orphans);
@@ -653,6 +656,7 @@ class Slots {
   void scrub_some(std::uint32_t budget, std::vector<std::uint32_t>& orphans) {
     Locked lock(*this, 0);
     if (!lock) return;
+    const std::uint32_t lanes = budget;
     const std::uint64_t limit = pool_.slot_limit();
     std::uint64_t at = context_.header().scrub_cursor % limit;
     for (std::uint32_t steps = 0; budget && steps < pool_.sb().extents + budget; ++steps) {
@@ -668,6 +672,7 @@ class Slots {
       at = (at + 1) % limit;
     }
     context_.header().scrub_cursor = at;
+    scrub_lanes(lanes);
   }
 
   void scrub_slot(std::uint32_t slot, std::vector<std::uint32_t>& orphans) {
@@ -686,20 +691,44 @@ class Slots {
       finish_locked(slot, generation_of(hot.word));
       context_.count(Count::repaired);
     } else if (state_of(hot.word) == SlotState::ready) {
-      V::observe(pool_.cold(slot), pool_.sb().record_bytes);
-      V::observe_fence();
-      if (read_cold<V>(pool_, slot, hot, scrub_cold_) == ReadResult::garbage &&
-          V::load(&line->word) == hot.word && !slot_use(context_, hosts_, slot, hot.born).leased) {
-        context_.count(Count::garbage);
-        context_.count(Count::repaired);
-        finish_locked(slot, generation_of(hot.word));
-      }
+      scrub_chunk(slot, hot);
     }
     std::uint32_t* stamp = pool_.stamp(context_.host, slot);
     const std::uint32_t seen = V::load(stamp);
     // Older than half the clock's range, a stamp would soon look like one from the future.
     if (seen != 0 && static_cast<std::int32_t>(context_.tick() - seen) > 1 << 30) {
       V::exchange_if(stamp, seen, std::uint32_t{0});
+    }
+  }
+
+  /// A chunk that cannot be read goes, one that the index has lost comes back.
+  void scrub_chunk(std::uint32_t slot, HotDescriptor& hot) {
+    HotDescriptor* line = pool_.hot(slot);
+    const std::uint64_t ready = make_word(generation_of(hot.word), 0, SlotState::ready);
+    if (hot.word != ready && V::exchange_if(&line->word, hot.word, ready)) {
+      hot.word = ready;
+      context_.count(Count::repaired);
+    }
+    V::observe(pool_.cold(slot), pool_.sb().record_bytes);
+    V::observe_fence();
+    const ReadResult result = read_cold<V>(pool_, slot, hot, scrub_cold_);
+    if (V::load(&line->word) != hot.word) return;  // being evicted
+    if (result == ReadResult::garbage) {
+      if (slot_use(context_, hosts_, slot, hot.born).leased) return;
+      context_.count(Count::garbage);
+      context_.count(Count::repaired);
+      finish_locked(slot, generation_of(hot.word));
+    } else if (result == ReadResult::ok && !index_.holds(print_of(hot), slot)) {
+      // Whoever evicts it now takes the entry out under the lock that is held here.
+      if (index_.insert(print_of(hot), slot)) context_.count(Count::repaired);
+    }
+  }
+
+  /// Under the lock no slot begins a new life, so that an entry which leads nowhere stays one.
+  void scrub_lanes(std::uint32_t budget) {
+    const std::uint64_t buckets = pool_.sb().buckets;
+    for (std::uint64_t n = std::min<std::uint64_t>(budget, buckets); n; --n) {
+      context_.count(Count::repaired, index_.scrub_lane(lane_cursor_++ & (buckets - 1), false));
     }
   }
 
@@ -763,6 +792,7 @@ class Slots {
   std::mutex doomed_mutex_;
   std::vector<Doomed> doomed_;
   std::vector<std::byte> scrub_cold_;
+  std::uint64_t lane_cursor_ = 0;
   std::string last_no_space_;
   std::atomic<std::uint64_t> random_{0x9e3779b97f4a7c15 ^ boot_ms()};
 };

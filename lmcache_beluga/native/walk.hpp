@@ -269,7 +269,13 @@ class Walk {
       problem("slot %u: state %u does not exist", slot, static_cast<std::uint32_t>(hot.word & 0xff));
       return;
     }
-    switch (state_of(hot.word)) {
+    const SlotState state = state_of(hot.word);
+    const bool changing = state == SlotState::writing || state == SlotState::closing;
+    if (state != SlotState::free && (process_of(hot.word) != 0) != changing) {
+      problem("slot %u: in state %u by process %u", slot, static_cast<std::uint32_t>(state),
+              process_of(hot.word));
+    }
+    switch (state) {
       case SlotState::free:
         ++report_->free;
         return;
