@@ -1,0 +1,131 @@
+#include "bindings_chunks.hpp"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include "bindings_keys.hpp"
+#include "errors.hpp"
+
+namespace beluga {
+
+using namespace nb::literals;
+
+namespace {
+
+std::atomic<std::int64_t> views_alive{0};
+
+nb::bytes to_bytes(std::span<const std::byte> bytes) { return nb::bytes(bytes.data(), bytes.size()); }
+
+template <class T>
+T* self_of(PyObject* object) {
+  return nb::inst_ptr<T>(nb::handle(object));
+}
+
+int view_buffer(PyObject* object, Py_buffer* out, int flags) {
+  const View* view = self_of<View>(object);
+  if (view->released) {
+    PyErr_SetString(PyExc_BufferError, "this view was released");
+    return -1;
+  }
+  return PyBuffer_FillInfo(out, object, view->data, static_cast<Py_ssize_t>(view->lease->size), 1, flags);
+}
+
+int reservation_buffer(PyObject* object, Py_buffer* out, int flags) {
+  const Reservation* r = self_of<Reservation>(object);
+  if (r->done) {
+    PyErr_SetString(PyExc_BufferError, "this reservation was committed or aborted");
+    return -1;
+  }
+  return PyBuffer_FillInfo(out, object, r->slot.address, static_cast<Py_ssize_t>(r->bytes), 0, flags);
+}
+
+PyType_Slot view_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(&view_buffer)}, {0, nullptr}};
+PyType_Slot reservation_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(&reservation_buffer)}, {0, nullptr}};
+
+using Bytes1D = nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>>;
+using ReadOnly1D = nb::ndarray<nb::numpy, const std::uint8_t, nb::ndim<1>>;
+
+nb::typed<nb::tuple, int, std::optional<std::shared_ptr<View>>> commit_slot(Reservation& r, nb::handle key, const nb::bytes& meta, std::uint32_t depth, nb::object size,
+                      bool keep) {
+  ScratchBatch batch;
+  read_key(key.ptr(), *batch);
+  const std::uint64_t bytes = size.is_none() ? r.bytes : nb::cast<std::uint64_t>(size);
+  if (bytes == 0 || bytes > r.bytes) {
+    throw Error(ErrorKind::invalid_argument, "size must be 1 to the " + std::to_string(r.bytes) + " bytes reserved");
+  }
+  if (r.done.exchange(true)) {
+    throw Error(ErrorKind::invalid_argument, "the reservation was already committed or aborted");
+  }
+  std::shared_ptr<Lease> lease;
+  PutResult result;
+  const std::span<const std::byte> meta_bytes(reinterpret_cast<const std::byte*>(meta.c_str()), meta.size());
+  {
+    nb::gil_scoped_release unlocked;
+    result = r.pool->commit(r.slot, *batch, meta_bytes, bytes, depth, keep ? &lease : nullptr);
+  }
+  return nb::make_tuple(static_cast<int>(result), view_or_none(r.pool, lease));
+}
+
+}  // namespace
+
+std::int64_t live_views() noexcept { return views_alive.load(std::memory_order_relaxed); }
+
+View::View(PoolPtr p, std::shared_ptr<Lease> l) : pool(std::move(p)), lease(std::move(l)) {
+  data = pool->address_of(*lease);
+  views_alive.fetch_add(1, std::memory_order_relaxed);
+}
+
+void View::release() {
+  if (released.exchange(true)) return;
+  views_alive.fetch_sub(1, std::memory_order_relaxed);
+  pool->release(lease);
+}
+
+nb::object view_or_none(const PoolPtr& pool, std::shared_ptr<Lease>& lease) {
+  if (!lease) return nb::none();
+  return nb::cast(std::make_shared<View>(pool, std::move(lease)));
+}
+
+void bind_chunks(nb::module_& m) {
+  nb::class_<View>(m, "View", nb::type_slots(view_slots), "A leased, read-only view of one chunk.")
+      .def_prop_ro("size", [](const View& v) { return v.lease->size; })
+      .def_prop_ro("address", [](const View& v) { return reinterpret_cast<std::uintptr_t>(v.data); })
+      .def_prop_ro("slot", [](const View& v) { return v.lease->slot; })
+      .def_prop_ro("generation", [](const View& v) { return v.lease->generation; })
+      .def_prop_ro("released", [](const View& v) { return v.released.load(); })
+      .def_prop_ro("record",
+                   [](const View& v) { return to_bytes(v.lease->record()); })
+      .def_prop_ro("meta",
+                   [](const View& v) {
+                     return to_bytes(v.lease->meta());
+                   })
+      .def("valid", [](View& v) { return !v.released && v.pool->valid(*v.lease); })
+      .def("release", &View::release)
+      .def("array", [](nb::handle_t<View> self) {
+        const View& v = nb::cast<const View&>(self);
+        if (v.released) throw Error(ErrorKind::invalid_argument, "this view was released");
+        const std::size_t shape[1] = {v.lease->size};
+        return ReadOnly1D(v.data, 1, shape, self);
+      });
+
+  nb::class_<Reservation>(m, "Reservation", nb::type_slots(reservation_slots), "A slot to write into.")
+      .def_prop_ro("size", [](const Reservation& r) { return r.bytes; })
+      .def_prop_ro("capacity", [](const Reservation& r) { return r.slot.capacity; })
+      .def_prop_ro("slot", [](const Reservation& r) { return r.slot.number; })
+      .def_prop_ro("address", [](const Reservation& r) { return reinterpret_cast<std::uintptr_t>(r.slot.address); })
+      .def_prop_ro("done", [](const Reservation& r) { return r.done.load(); })
+      .def("commit", &commit_slot, "key"_a, "meta"_a, "depth"_a, "size"_a.none(), "keep"_a)
+      .def("abort",
+           [](Reservation& r) {
+             nb::gil_scoped_release unlocked;
+             r.abort();
+           })
+      .def("array", [](nb::handle_t<Reservation> self) {
+        const Reservation& r = nb::cast<const Reservation&>(self);
+        if (r.done) throw Error(ErrorKind::invalid_argument, "the reservation was already committed or aborted");
+        const std::size_t shape[1] = {r.bytes};
+        return Bytes1D(r.slot.address, 1, shape, self);
+      });
+}
+
+}  // namespace beluga

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+
+#include <atomic>
+#include <memory>
+#include <optional>
+
+#include "pool_core.hpp"
+
+namespace beluga {
+
+namespace nb = nanobind;
+
+using PoolPtr = std::shared_ptr<PoolCore>;
+
+/// Views of this process that were not released.
+std::int64_t live_views() noexcept;
+
+/// A leased, read-only view of one chunk. Keeps the pool's mapping alive whatever happens to the pool.
+struct View {
+  View(PoolPtr p, std::shared_ptr<Lease> l);
+  ~View() { release(); }
+  View(const View&) = delete;
+  View& operator=(const View&) = delete;
+
+  void release();
+
+  PoolPtr pool;
+  std::shared_ptr<Lease> lease;
+  std::byte* data;
+  std::atomic<bool> released{false};
+};
+
+/// A slot to write into.
+struct Reservation {
+  Reservation(std::shared_ptr<PoolCore> p, const Slot& s, std::uint64_t n) : pool(std::move(p)), slot(s), bytes(n) {}
+  ~Reservation() { abort(); }
+  Reservation(const Reservation&) = delete;
+  Reservation& operator=(const Reservation&) = delete;
+
+  void abort() {
+    if (!done.exchange(true)) pool->abandon(slot);
+  }
+
+  std::shared_ptr<PoolCore> pool;
+  Slot slot;
+  std::uint64_t bytes;
+  std::atomic<bool> done{false};
+};
+
+/// The lease as a View; None for a miss.
+nb::object view_or_none(const PoolPtr& pool, std::shared_ptr<Lease>& lease);
+
+/// Adds the classes View and Reservation to the module.
+void bind_chunks(nb::module_& m);
+
+}  // namespace beluga

@@ -1,0 +1,306 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <array>
+#include <chrono>
+
+#include "bindings_chunks.hpp"
+#include "bindings_geometry.hpp"
+#include "bindings_keys.hpp"
+#include "bindings_memory.hpp"
+#include "errors.hpp"
+#include "pool_core.hpp"
+
+namespace beluga {
+
+using namespace nb::literals;
+
+namespace {
+
+nb::bytes to_bytes(std::span<const std::byte> bytes) { return nb::bytes(bytes.data(), bytes.size()); }
+
+template <class ViewList>
+ViewList get_views(const PoolPtr& pool, nb::handle keys, bool prefix) {
+  ScratchBatch batch;
+  read_keys(keys.ptr(), *batch);
+  std::vector<std::shared_ptr<Lease>> leases;
+  {
+    nb::gil_scoped_release unlocked;
+    pool->lease(*batch, prefix, leases);
+  }
+  ViewList out;
+  for (auto& lease : leases) {
+    if (prefix && !lease) break;
+    out.append(view_or_none(pool, lease));
+  }
+  return out;
+}
+
+}  // namespace
+
+void bind_pool(nb::module_& m) {
+  nb::class_<PoolCore>(m, "Pool", "One process's handle on one pool.")
+      .def_prop_ro("geometry", [](const PoolPtr& p) { return geometry_facts(*p->context().pool); })
+      .def_prop_ro("host_id", [](const PoolPtr& p) { return p->context().host; })
+      .def_prop_ro("closed", [](const PoolPtr& p) { return p->closed(); })
+      .def_prop_ro("close_reason", [](const PoolPtr& p) { return p->close_reason(); })
+      .def_prop_ro("copy_threads", [](const PoolPtr& p) { return p->copier().threads(); })
+      .def("check_open", [](const PoolPtr& p) { p->check_open(); })
+      .def("close",
+           [](const PoolPtr& p) {
+             nb::gil_scoped_release unlocked;
+             p->close();
+           })
+      .def("contains",
+           [](const PoolPtr& p, nb::handle keys) -> nb::typed<nb::list, bool> {
+             ScratchBatch batch;
+             read_keys(keys.ptr(), *batch);
+             const std::size_t n = batch->size();
+             const auto flags = std::make_unique<bool[]>(n);
+             {
+               nb::gil_scoped_release unlocked;
+               p->contains(batch->prints, {flags.get(), n});
+             }
+             nb::typed<nb::list, bool> out;
+             for (std::size_t i = 0; i < n; ++i) out.append(nb::bool_(flags[i]));
+             return out;
+           }, "keys"_a)
+      .def("contains_prefix",
+           [](const PoolPtr& p, nb::handle keys) {
+             ScratchBatch batch;
+             read_keys(keys.ptr(), *batch);
+             nb::gil_scoped_release unlocked;
+             return p->contains_prefix(batch->prints);
+           }, "keys"_a)
+      .def("pin_prefix",
+           [](const PoolPtr& p, nb::handle keys) {
+             ScratchBatch batch;
+             read_keys(keys.ptr(), *batch);
+             nb::gil_scoped_release unlocked;
+             return p->pin_prefix(*batch);
+           }, "keys"_a)
+      .def("unpin",
+           [](const PoolPtr& p, nb::handle key) {
+             ScratchBatch batch;
+             read_key(key.ptr(), *batch);
+             nb::gil_scoped_release unlocked;
+             return p->unpin(batch->prints[0]);
+           }, "key"_a)
+      .def("unpin_all",
+           [](const PoolPtr& p) {
+             nb::gil_scoped_release unlocked;
+             return p->unpin_all();
+           })
+      .def_prop_ro("pins", [](const PoolPtr& p) { return p->pins(); })
+      .def("get_batch", [](const PoolPtr& p, nb::handle keys) { return get_views<nb::typed<nb::list, std::optional<std::shared_ptr<View>>>>(p, keys, false); }, "keys"_a)
+      .def("get_prefix", [](const PoolPtr& p, nb::handle keys) { return get_views<nb::typed<nb::list, std::shared_ptr<View>>>(p, keys, true); }, "keys"_a)
+      .def("reserve",
+           [](const PoolPtr& p, std::uint64_t size) -> std::optional<std::shared_ptr<Reservation>> {
+             Slot slot;
+             Refusal refusal;
+             {
+               nb::gil_scoped_release unlocked;
+               refusal = p->reserve(size, slot);
+             }
+             if (refusal != Refusal::none) return std::nullopt;
+             return std::make_shared<Reservation>(p, slot, size);
+           }, "size"_a)
+      .def("put",
+           [](const PoolPtr& p, nb::handle keys, Objects data, nb::typed<nb::sequence, nb::bytes> metas, std::uint32_t first_depth) -> nb::typed<nb::list, int> {
+             ScratchBatch batch;
+             read_keys(keys.ptr(), *batch);
+             const std::size_t n = batch->size();
+             const Memories memories(data, n, false);
+             std::vector<std::span<const std::byte>> sources(memories.spans.begin(), memories.spans.end());
+             for (const auto& source : sources) {
+               if (source.empty()) throw Error(ErrorKind::invalid_argument, "a chunk must have at least one byte");
+             }
+             std::vector<std::span<const std::byte>> meta_spans;
+             for (nb::handle meta : metas) {
+               const auto bytes = nb::cast<nb::bytes>(meta);
+               meta_spans.emplace_back(reinterpret_cast<const std::byte*>(bytes.c_str()), bytes.size());
+             }
+             if (!meta_spans.empty() && meta_spans.size() != n) {
+               throw Error(ErrorKind::invalid_argument, "give one metadata for each key, or none");
+             }
+             std::vector<PutResult> results(n);
+             {
+               nb::gil_scoped_release unlocked;
+               p->put(*batch, sources, meta_spans, first_depth, results);
+             }
+             nb::typed<nb::list, int> out;
+             for (const PutResult result : results) out.append(static_cast<int>(result));
+             return out;
+           }, "keys"_a, "data"_a, "metas"_a, "first_depth"_a)
+      .def("read_into",
+           [](const PoolPtr& p, nb::handle keys, Objects buffers) -> nb::typed<nb::list, std::optional<std::int64_t>> {
+             ScratchBatch batch;
+             read_keys(keys.ptr(), *batch);
+             const Memories memories(buffers, batch->size(), true);
+             std::vector<std::int64_t> copied(batch->size());
+             {
+               nb::gil_scoped_release unlocked;
+               p->read_into(*batch, memories.spans, copied);
+             }
+             nb::typed<nb::list, std::optional<std::int64_t>> out;
+             for (const std::int64_t n : copied) {
+               if (n < 0) {
+                 out.append(nb::none());
+               } else {
+                 out.append(n);
+               }
+             }
+             return out;
+           }, "keys"_a, "buffers"_a)
+      .def("touch",
+           [](const PoolPtr& p, nb::handle keys) {
+             ScratchBatch batch;
+             read_keys(keys.ptr(), *batch);
+             nb::gil_scoped_release unlocked;
+             return p->touch(batch->prints);
+           }, "keys"_a)
+      .def("remove",
+           [](const PoolPtr& p, nb::handle keys) {
+             ScratchBatch batch;
+             read_keys(keys.ptr(), *batch);
+             nb::gil_scoped_release unlocked;
+             return p->remove(batch->prints);
+           }, "keys"_a)
+      .def("clear",
+           [](const PoolPtr& p) {
+             nb::gil_scoped_release unlocked;
+             return p->clear();
+           })
+      .def("evict",
+           [](const PoolPtr& p, std::uint64_t bytes) {
+             nb::gil_scoped_release unlocked;
+             return p->evict(bytes);
+           }, "nbytes"_a)
+      .def("entries",
+           [](const PoolPtr& p, std::uint32_t cursor, std::size_t most) -> nb::typed<nb::tuple, nb::typed<nb::list, Facts>, std::uint32_t, bool> {
+             std::vector<Entry> entries;
+             {
+               nb::gil_scoped_release unlocked;
+               entries = p->list(cursor, most);
+             }
+             nb::list out;
+             for (const Entry& e : entries) {
+               nb::dict d;
+               d["record"] = to_bytes(e.record);
+               d["meta"] = to_bytes(e.meta);
+               d["size"] = e.size;
+               d["host"] = e.host;
+               d["extent"] = e.extent;
+               d["slot"] = e.slot;
+               d["generation"] = e.generation;
+               d["state"] = e.closing ? "closing" : "ready";
+               d["depth"] = e.depth;
+               d["leased"] = e.leased;
+               d["age_ms"] = e.idle_ms;
+               out.append(d);
+             }
+             return nb::make_tuple(out, cursor, cursor >= p->context().pool->slot_limit());
+           }, "cursor"_a, "most"_a)
+      .def("check",
+           [](const PoolPtr& p) -> Facts {
+             CheckReport report;
+             {
+               nb::gil_scoped_release unlocked;
+               report = p->check();
+             }
+             Facts d;
+             d["errors"] = nb::cast(report.errors);
+             d["problems"] = report.problems;
+             d["slots"] = report.slots;
+             d["chunks"] = report.chunks;
+             d["free"] = report.free;
+             d["writing"] = report.writing;
+             d["closing"] = report.closing;
+             d["lane_entries"] = report.lane_entries;
+             return d;
+           })
+      .def("occupancy",
+           [](const PoolPtr& p) -> Facts {
+             Occupancy all;
+             {
+               nb::gil_scoped_release unlocked;
+               all = p->occupancy();
+             }
+             Facts d;
+             d["chunks"] = all.chunks;
+             d["bytes_used"] = all.bytes;
+             d["bytes_wasted"] = all.wasted;
+             d["writing"] = all.writing;
+             d["closing"] = all.closing;
+             d["leased"] = all.leased;
+             d["extents_owned"] = all.extents_owned;
+             d["extents_free"] = all.extents_free;
+             nb::list cuts;
+             for (const CutUse& cut : all.cuts) {
+               nb::dict c;
+               c["slot_size"] = cut.slot_size;
+               c["extents"] = cut.extents;
+               c["slots"] = cut.slots;
+               c["used"] = cut.used;
+               c["bytes_used"] = cut.bytes;
+               cuts.append(c);
+             }
+             d["cuts"] = cuts;
+             return d;
+           })
+      .def("hosts",
+           [](const PoolPtr& p) -> nb::typed<nb::list, Facts> {
+             std::vector<HostView> views;
+             {
+               nb::gil_scoped_release unlocked;
+               views = p->hosts();
+             }
+             nb::typed<nb::list, Facts> out;
+             for (const HostView& v : views) {
+               nb::dict d;
+               d["id"] = v.id;
+               d["state"] = v.state == static_cast<std::uint32_t>(HostState::member) ? "member" : "retired";
+               d["incarnation"] = v.incarnation;
+               d["tick"] = v.tick;
+               d["processes"] = v.processes;
+               d["extents"] = v.extents;
+               d["live"] = v.live;
+               d["self"] = v.self;
+               d["name"] = nb::str(v.name.c_str(), v.name.size());
+               nb::dict counters;
+               for (std::size_t c = 0; c < kCounts; ++c) counters[kCountNames[c]] = v.counters[c];
+               d["counters"] = counters;
+               out.append(d);
+             }
+             return out;
+           })
+      .def("totals",
+           [](const PoolPtr& p) -> Facts {
+             std::array<std::uint64_t, kCounts> sums{};
+             p->totals(sums);
+             Facts d;
+             for (std::size_t c = 0; c < kCounts; ++c) d[kCountNames[c]] = sums[c];
+             return d;
+           })
+      .def_prop_ro("last_no_space", [](const PoolPtr& p) { return p->last_no_space(); })
+      .def(
+          "lookup_seconds",
+          [](const PoolPtr& p, nb::handle keys, std::size_t rounds) {
+            ScratchBatch batch;
+            read_keys(keys.ptr(), *batch);
+            nb::gil_scoped_release unlocked;
+            const auto start = std::chrono::steady_clock::now();
+            for (std::size_t i = 0; i < rounds; ++i) {
+              if (p->contains_prefix(batch->prints) != batch->size()) {
+                throw Error(ErrorKind::invalid_argument, "not every key is in the pool");
+              }
+            }
+            return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+          },
+          "keys"_a, "rounds"_a, "Seconds for `rounds` native lookups of the same keys, all of them present.");
+}
+
+}  // namespace beluga
