@@ -102,7 +102,7 @@ def _hammer(
     Raises:
         RuntimeError: one of them failed, and said so on stderr, or hung and was killed.
     """
-    command = [sys.executable, "-m", _WORKER, str(path)]
+    command = [sys.executable, "-P", "-m", _WORKER, str(path)]  # not from the working directory
     workers: list[subprocess.Popen[str]] = []
 
     def kill() -> None:
