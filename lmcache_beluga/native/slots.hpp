@@ -61,8 +61,7 @@ class Slots {
         Locked lock(*this);
         if (!lock) return Refusal::busy;
         refusal = Refusal::leased;
-        if (take_free(cut, slot, refusal)) return Refusal::none;
-        if (claim_one(cut, refusal) && take_free(cut, slot, refusal)) return Refusal::none;
+        if (take(cut, slot, refusal)) return Refusal::none;
       }
       if (!make_room(cut)) return refusal;
     }
@@ -378,18 +377,26 @@ class Slots {
     return extents;
   }
 
-  /// Takes a free slot of the right cut, from the device after the last one's. Under the lock.
-  bool take_free(std::uint32_t cut, Slot& slot, Refusal& refusal) {
+  /// Takes a free slot of the right cut, on the device after the last one's if it has one or an extent to cut, so
+  /// that consecutive chunks can be read from all devices at once. Under the lock.
+  bool take(std::uint32_t cut, Slot& slot, Refusal& refusal) {
+    const std::uint32_t devices = pool_.sb().device_count;
+    const std::uint32_t start = rotor_++;
+    for (std::uint32_t d = 0; d < devices; ++d) {
+      const std::uint32_t device = (start + d) % devices;
+      if (take_on(device, cut, slot, refusal)) return true;
+      if (claim_on(device, cut, refusal) && take_on(device, cut, slot, refusal)) return true;
+    }
+    return false;
+  }
+
+  bool take_on(std::uint32_t device, std::uint32_t cut, Slot& slot, Refusal& refusal) {
     refresh_owned();
     std::lock_guard guard(owned_mutex_);
     const auto it = owned_.find(cut);
     if (it == owned_.end()) return false;
-    const std::uint32_t devices = pool_.sb().device_count;
-    const std::uint32_t start = rotor_++;
-    for (std::uint32_t d = 0; d < devices; ++d) {
-      for (const std::uint32_t e : it->second[(start + d) % devices]) {
-        if (take_in(e, cut, slot, refusal)) return true;
-      }
+    for (const std::uint32_t e : it->second[device]) {
+      if (take_in(e, cut, slot, refusal)) return true;
     }
     return false;
   }
@@ -463,28 +470,25 @@ class Slots {
     slot.address = pool_.payload(e) + slot.offset;
   }
 
-  /// Gets an extent for this cut: an own one that holds nothing, or a free one of the pool. Under the lock.
-  bool claim_one(std::uint32_t cut, Refusal& refusal) {
-    const std::uint32_t devices = pool_.sb().device_count;
+  /// Gets an extent of a device for this cut: an own one that holds nothing, or a free one. Under the lock.
+  bool claim_on(std::uint32_t d, std::uint32_t cut, Refusal& refusal) {
+    const DeviceEntry& device = pool_.sb().devices[d];
     try {
-      for (std::uint32_t d = 0; d < devices; ++d) {
-        const DeviceEntry& device = pool_.sb().devices[(rotor_ + d) % devices];
-        for (std::uint32_t k = 0; k < device.extents; ++k) {
-          const std::uint32_t e = device.first_extent + k;
-          const ExtentControl& control = control_.extent(e);
-          if (control.owned) {
-            // A cut that nobody uses any more makes way; an extent of this cut has no free slot, or it would
-            // have been taken.
-            if (control.slots != 0 && (control.slots == cut || control.free != control.slots)) continue;
-            extents_.cut(e, cut);
-            return true;
-          }
-          if (!extents_.free_of_claims(e) || !extents_.claim(e)) continue;
-          control_.extent(e) = ExtentControl{};
-          control_.extent(e).owned = 1;
+      for (std::uint32_t k = 0; k < device.extents; ++k) {
+        const std::uint32_t e = device.first_extent + k;
+        const ExtentControl& control = control_.extent(e);
+        if (control.owned) {
+          // A cut that nobody uses any more makes way; an extent of this cut has no free slot, or it would
+          // have been taken.
+          if (control.slots != 0 && (control.slots == cut || control.free != control.slots)) continue;
           extents_.cut(e, cut);
           return true;
         }
+        if (!extents_.free_of_claims(e) || !extents_.claim(e)) continue;
+        control_.extent(e) = ExtentControl{};
+        control_.extent(e).owned = 1;
+        extents_.cut(e, cut);
+        return true;
       }
     } catch (const Error& error) {
       if (error.kind != ErrorKind::no_space) throw;
