@@ -41,7 +41,7 @@ class WorkerProcess:
         self._deadline = deadline
         self._buffer = b""
         self._events, write_end = os.pipe()
-        # -P: the package that is installed, not one that lies in the working directory (a clone of it).
+        # -P: the installed package, not one in the working directory (a clone of it).
         command = [sys.executable, "-P", "-X", "faulthandler", "-m", _WORKER]
         try:
             with log_file.open("wb") as log:
