@@ -79,9 +79,6 @@ def attach(path: object, options: dict[str, Any]) -> Pool: ...
 
 def open(path: object, size: int, format: dict[str, Any], options: dict[str, Any]) -> Pool: ...
 
-def live_views() -> int:
-    """Views of this process that were not released."""
-
 def copy_bandwidth(target: object, source: object, to_pool: bool, threads: int) -> float:
     """Bytes per second of one copy by the streaming engine."""
 
@@ -116,6 +113,9 @@ class Pool:
     def unpin(self, key: object) -> bool: ...
 
     def unpin_all(self) -> int: ...
+
+    @property
+    def views(self) -> int: ...
 
     @property
     def pins(self) -> int: ...

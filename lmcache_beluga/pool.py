@@ -270,13 +270,13 @@ class Pool:
         """Counters of this host since it recovered, and gauges of its part of the pool. Walks all
         its slots.
 
-        ``views`` and ``pins`` are this process's; ``leased`` are chunks that any process of the
+        ``views`` and ``pins`` are this handle's; ``leased`` are chunks that any process of the
         host leases."""
         occupancy = self._native.occupancy()
         occupancy.pop("cuts")
         stats: dict[str, int] = {**self._native.totals(), **occupancy}
         stats["pins"] = self._native.pins
-        stats["views"] = _native.live_views()
+        stats["views"] = self._native.views
         stats["bytes_capacity"] = self.info.capacity
         return stats
 

@@ -200,7 +200,6 @@ NB_MODULE(_native, m) {
         return attach_pool(open_or_format_pool(paths, size, f, o.open_timeout_ms), o);
       },
       "path"_a, "size"_a, "format"_a, "options"_a);
-  m.def("live_views", [] { return live_views(); }, "Views of this process that were not released.");
   m.def(
       "copy_bandwidth",
       [](nb::handle to, nb::handle from, bool to_pool, int threads) {

@@ -12,8 +12,6 @@ using namespace nb::literals;
 
 namespace {
 
-std::atomic<std::int64_t> views_alive{0};
-
 nb::bytes to_bytes(std::span<const std::byte> bytes) { return nb::bytes(bytes.data(), bytes.size()); }
 
 template <class T>
@@ -68,16 +66,14 @@ nb::typed<nb::tuple, int, std::optional<std::shared_ptr<View>>> commit_slot(Rese
 
 }  // namespace
 
-std::int64_t live_views() noexcept { return views_alive.load(std::memory_order_relaxed); }
-
 View::View(PoolPtr p, std::shared_ptr<Lease> l) : pool(std::move(p)), lease(std::move(l)) {
   data = pool->address_of(*lease);
-  views_alive.fetch_add(1, std::memory_order_relaxed);
+  pool->views.fetch_add(1, std::memory_order_relaxed);
 }
 
 void View::release() {
   if (released.exchange(true)) return;
-  views_alive.fetch_sub(1, std::memory_order_relaxed);
+  pool->views.fetch_sub(1, std::memory_order_relaxed);
   pool->release(lease);
 }
 

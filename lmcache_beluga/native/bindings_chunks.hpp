@@ -16,9 +16,6 @@ namespace nb = nanobind;
 
 using PoolPtr = std::shared_ptr<PoolCore>;
 
-/// Views of this process that were not released.
-std::int64_t live_views() noexcept;
-
 /// A leased, read-only view of one chunk. Keeps the pool's mapping alive whatever happens to the pool.
 struct View {
   View(PoolPtr p, std::shared_ptr<Lease> l);

@@ -94,6 +94,7 @@ void bind_pool(nb::module_& m) {
              nb::gil_scoped_release unlocked;
              return p->unpin_all();
            })
+      .def_prop_ro("views", [](const PoolPtr& p) { return p->views.load(); })
       .def_prop_ro("pins", [](const PoolPtr& p) { return p->pins(); })
       .def("get_batch", [](const PoolPtr& p, nb::handle keys) { return get_views<nb::typed<nb::list, std::optional<std::shared_ptr<View>>>>(p, keys, false); }, "keys"_a)
       .def("get_prefix", [](const PoolPtr& p, nb::handle keys) { return get_views<nb::typed<nb::list, std::shared_ptr<View>>>(p, keys, true); }, "keys"_a)

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -85,6 +86,9 @@ inline constexpr std::size_t kCheckErrors = 200;
 class PoolCore {
  public:
   virtual ~PoolCore() = default;
+
+  /// Views of this handle that were not released.
+  std::atomic<std::int64_t> views{0};
 
   virtual const HostContext& context() const noexcept = 0;
   virtual CopyEngine& copier() noexcept = 0;
