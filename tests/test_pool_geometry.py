@@ -172,8 +172,7 @@ def test_consecutive_chunks_lie_on_different_devices(shm_dir: Path) -> None:
         ]
         for i in range(100):
             pool.put(b"more %d" % i, bytes(900_000))
-        stats = pool.stats()
-        assert (stats["extents_free"], stats["chunks"]) == (0, pool.info.extents)
+        assert pool.stats()["extents_free"] == 0  # of whichever device
         assert pool.check().ok
 
 
