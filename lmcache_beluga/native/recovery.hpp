@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "slots.hpp"
+#include "stamps.hpp"
 
 namespace beluga {
 

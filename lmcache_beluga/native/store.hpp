@@ -13,6 +13,7 @@
 #include "membership.hpp"
 #include "pool_core.hpp"
 #include "recovery.hpp"
+#include "upkeep.hpp"
 #include "walk.hpp"
 
 namespace beluga {
@@ -32,7 +33,9 @@ class Store final : public PoolCore {
         hosts_(context_),
         leases_(context_, index_, hosts_),
         extents_(context_, hosts_),
-        slots_(context_, index_, hosts_, leases_, extents_),
+        slots_(context_, index_, extents_),
+        eviction_(context_, index_, hosts_, slots_),
+        upkeep_(context_, index_, hosts_, leases_, extents_, slots_, eviction_),
         walk_(context_, index_, hosts_, slots_, extents_),
         copier_(options.copy_threads) {
     ProcessEntry& entry = context_.control->process(context_.process - 1);
@@ -166,7 +169,7 @@ class Store final : public PoolCore {
   Refusal reserve(std::uint64_t size, Slot& slot) override {
     check_open();
     hosts_.refresh_if_shared();
-    const Refusal refusal = slots_.allocate(size, slot);
+    const Refusal refusal = eviction_.allocate(size, slot);
     if (refusal == Refusal::none) outstanding_.fetch_add(1, std::memory_order_acq_rel);
     if (refusal == Refusal::leased) context_.count(Count::refused_leased);
     if (refusal == Refusal::no_space) context_.count(Count::refused_no_space);
@@ -321,7 +324,7 @@ class Store final : public PoolCore {
 
   std::uint64_t evict(std::uint64_t bytes) override {
     check_open();
-    return slots_.evict_bytes(bytes);
+    return eviction_.evict_bytes(bytes);
   }
 
   std::vector<Entry> list(std::uint32_t& cursor, std::size_t most) override {
@@ -493,7 +496,7 @@ class Store final : public PoolCore {
     // The entry goes first: while the slot is WRITING it leads nowhere, and room in the lane is certain before
     // the chunk exists. A process killed here leaves a WRITING slot, whose sweep removes the entry.
     bool entered = index_.insert(print, slot.number);
-    for (int i = 0; !entered && i < kLaneAttempts && slots_.clear_lane(print); ++i) {
+    for (int i = 0; !entered && i < kLaneAttempts && eviction_.clear_lane(print); ++i) {
       entered = index_.insert(print, slot.number);
     }
     if (!entered) {
@@ -517,13 +520,15 @@ class Store final : public PoolCore {
   bool remove_slot(std::uint32_t slot, std::uint64_t word, const Fingerprint& print) {
     if (state_of(word) != SlotState::ready) return false;
     bool leased = false;
-    if (slots_.close(slot, word, true, leased)) return slots_.finish(slot, generation_of(word)) || doom(slot, word, print);
+    if (eviction_.close(slot, word, true, leased)) {
+      return slots_.finish(slot, eviction_.closing_word(word)) || doom(slot, word, print);
+    }
     return leased && doom(slot, word, print);
   }
 
   bool doom(std::uint32_t slot, std::uint64_t word, const Fingerprint& print) {
     index_.remove(print, slot);
-    slots_.doom(slot, generation_of(word));
+    slots_.doomed().add(slot, eviction_.closing_word(word));
     return true;
   }
 
@@ -567,11 +572,11 @@ class Store final : public PoolCore {
     if (now > last && V::exchange_if(&header.last_beat, last, now)) publish_heartbeat(now);
     leases_.renew();
     lapse_pins(now);
-    slots_.retry_doomed();
+    upkeep_.retry_doomed();
     if (beats_++ % kSlowBeats == 0) {
       hosts_.refresh_active();
       sweep_dead();
-      slots_.scrub(kScrubBudget);
+      upkeep_.scrub(kScrubBudget);
       publish_counters();
       if (beats_ % (10 * kSlowBeats) == 1) slots_.retry_storage();
     }
@@ -618,14 +623,14 @@ class Store final : public PoolCore {
       if (V::load(&entry.state) == 0) continue;
       const auto lock = RangeLock::try_take(context_.control->fd(), kProcessLockByte + p, LockMode::exclusive);
       if (!lock || V::load(&entry.state) == 0) continue;
-      if (process_has_ended(entry, context_.options.dead_after_ms)) bury(p, slots_.kBriefMs);
+      if (process_has_ended(entry, context_.options.dead_after_ms)) bury(p, Slots<V>::kBriefMs);
     }
   }
 
   /// The caller holds the lock of the entry, whose process has ended.
   void bury(std::uint32_t p, std::uint32_t timeout_ms) {
     ProcessEntry& entry = context_.control->process(p);
-    if (!slots_.sweep(p + 1, timeout_ms) && p + 1 != context_.process) return;  // tried again later
+    if (!upkeep_.sweep(p + 1, timeout_ms) && p + 1 != context_.process) return;  // tried again later
     for (std::size_t c = 0; c < kCounts; ++c) {
       const auto what = static_cast<Count>(c);
       context_.header().departed.add(what, entry.counters.get(what));
@@ -676,6 +681,8 @@ class Store final : public PoolCore {
   Leases<V> leases_;
   Extents<V> extents_;
   Slots<V> slots_;
+  Eviction<V> eviction_;
+  Upkeep<V> upkeep_;
   Walk<V> walk_;
   CopyEngine copier_;
 
