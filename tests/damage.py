@@ -1,58 +1,12 @@
-"""Where things lie in a pool file, for tests that damage them or check that they stay there.
-
-Offsets are those of native/layout.hpp, written down a second time on purpose.
-"""
+"""Damage to the metadata of a pool file."""
 
 from __future__ import annotations
 
 import random
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
-LINE = 64
-READY = 2
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The geometry that a superblock tells."""
-
-    max_hosts: int
-    extent_size: int
-    extents: int
-    slots_per_extent: int
-    buckets: int
-    record_bytes: int
-    hosts: int
-    host_stride: int
-    index: int
-    headers: int
-    hot: int
-    cold: int
-    stamps: int
-    metadata_bytes: int
-
-    @property
-    def slots(self) -> int:
-        return self.extents * self.slots_per_extent
-
-
-def layout_of(superblock: bytes) -> Layout:
-    (max_hosts,) = struct.unpack_from("<I", superblock, 40)
-    extent_size, extents, slots_per_extent, _min_slot, buckets, record_bytes = struct.unpack_from(
-        "<QIIQQI", superblock, 48
-    )
-    places = struct.unpack_from("<8Q", superblock, 104)
-    return Layout(max_hosts, extent_size, extents, slots_per_extent, buckets, record_bytes, *places)
-
-
-def ready_slots(layout: Layout, image: bytes) -> list[int]:
-    return [
-        slot
-        for slot in range(layout.slots)
-        if struct.unpack_from("<Q", image, layout.hot + slot * LINE)[0] & 0xFF == READY
-    ]
+from pool_layout import LINE, Layout, ready_slots
 
 
 def targets(path: Path, layout: Layout) -> dict[str, list[range]]:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from damage import flip_one, layout_of, targets
+from damage import flip_one, targets
+from pool_layout import layout_of
 from processes import Child
 
 from lmcache_beluga import BelugaError, Pool, PutResult
