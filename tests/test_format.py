@@ -115,8 +115,8 @@ def test_superblock(image: bytes, layout: Layout) -> None:
         20_480,  # index
         36_864,  # extent headers
         40_960,  # hot lines
-        73_728,  # cold lines
-        303_104,  # stamps
+        69_632,  # cold lines
+        270_336,  # stamps
         327_680,  # metadata in all
     )
     assert struct.unpack_from("<I", image, 168) == (0,)  # which device this is
