@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -173,6 +175,9 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    with contextlib.suppress(OSError):
+        text = subprocess.run(["redis-server", "--version"], capture_output=True, text=True).stdout
+        found["redis-server"] = text.partition("v=")[2].partition(" ")[0]
     return found
 
 
