@@ -20,7 +20,7 @@ def audit(pool: Pool, keyspace: Keyspace) -> int:
 
     The dead are swept by the living, at their heartbeats: waits until that has happened.
     """
-    stats = _settled(pool)
+    stats = settle(pool)
     assert stats["writing"] == 0, f"{stats['writing']} half-written slots are left"
     assert stats["closing"] == 0, f"{stats['closing']} half-removed slots are left"
     assert stats["leased"] == 0, f"{stats['leased']} chunks are still leased"
@@ -83,7 +83,8 @@ def control_blocks(uuid: str) -> list[str]:
     return [name for name in os.listdir("/dev/shm") if uuid.replace("-", "") in name]
 
 
-def _settled(pool: Pool) -> dict[str, int]:
+def settle(pool: Pool) -> dict[str, int]:
+    """Waits until the living have swept after the dead. Returns the statistics then."""
     deadline = time.monotonic() + _SETTLE_S
     while True:
         stats = pool.stats()

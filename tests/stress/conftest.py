@@ -11,11 +11,13 @@ import pytest
 from .schedule import Schedule
 
 _DEFAULT_KILLS = 1000
+_DEFAULT_STEPS = 80
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("stress")
     group.addoption("--kills", type=int, help="processes to kill (STRESS_KILLS)")
+    group.addoption("--steps", type=int, help="trials of a kill at one instruction (STRESS_STEPS)")
     group.addoption("--seed", type=int, help="seed of the schedule (STRESS_SEED)")
 
 
@@ -23,7 +25,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """The time limit grows with the number of kills."""
     for item in items:
         if "schedule" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.timeout(600 + _kills(config)))
+            item.add_marker(pytest.mark.timeout(600 + _kills(config) + 5 * _steps(config)))
 
 
 @pytest.fixture
@@ -42,11 +44,15 @@ def schedule(request: pytest.FixtureRequest) -> Iterator[Schedule]:
     print(f"seed {seed}: replay with --seed {seed} or STRESS_SEED={seed}")
     with capture.global_and_fixture_disabled():
         print(f"\n{request.node.name}: seed {seed}")
-    yield Schedule(seed, _kills(config), say)
+    yield Schedule(seed, _kills(config), _steps(config), say)
 
 
 def _kills(config: pytest.Config) -> int:
     return _chosen(config, "--kills", "STRESS_KILLS") or _DEFAULT_KILLS
+
+
+def _steps(config: pytest.Config) -> int:
+    return _chosen(config, "--steps", "STRESS_STEPS") or _DEFAULT_STEPS
 
 
 def _chosen(config: pytest.Config, option: str, variable: str) -> int | None:

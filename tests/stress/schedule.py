@@ -13,6 +13,8 @@ from .crew import Crew
 class Schedule:
     seed: int
     kills: int
+    #: Trials of killing at a single instruction.
+    steps: int
     #: Shows a line although pytest captures output.
     say: Callable[[str], None]
 
