@@ -1,7 +1,8 @@
 """The exceptions that lmcache-beluga raises.
 
-Native errors arrive here by name (see ``ErrorKind`` in ``native/errors.hpp``). Where Python already has a
-fitting built-in class, the exception is one of those too, so ``except FileNotFoundError`` works.
+Native errors arrive here by name (see ``ErrorKind`` in ``native/errors.hpp``). Where Python already
+has a fitting built-in class, the exception is one of those too, so ``except FileNotFoundError``
+works.
 """
 
 from __future__ import annotations
