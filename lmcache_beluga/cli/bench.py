@@ -76,10 +76,10 @@ def bench(
     Values are medians of rounds in which what is compared takes turns. Bars are ratios and limits
     for a machine that does nothing else; a bar that does not hold is shown, not an error.
 
-    Exit status: 0 everything was measured, 1 a result was wrong (not slow: wrong), 2 it could not
-    run.
+    Exit status: 0 everything was measured, 1 a result was wrong (not slow: wrong), 2 a section
+    could not run.
     """
-    from lmcache_beluga.cli.bench_report import write_json
+    from lmcache_beluga.cli.bench_report import BenchError, write_json
     from lmcache_beluga.cli.bench_scratch import scratch
     from lmcache_beluga.cli.tables import stdout_console
     from lmcache_beluga.demo.environment import prepare_environment
@@ -91,13 +91,19 @@ def bench(
     with terminable():
         for name in names:
             module, _, function = _SECTIONS[name].partition(":")
-            with scratch(parent) as folder, _progress(name) as progress:
-                run = getattr(import_module(f"lmcache_beluga.cli.{module}"), function)
-                done[name] = run(folder, quick, progress)
+            try:
+                with scratch(parent) as folder, _progress(name) as progress:
+                    run = getattr(import_module(f"lmcache_beluga.cli.{module}"), function)
+                    done[name] = run(folder, quick, progress)
+            except BenchError as error:
+                click.echo(f"beluga: error: {name}: {error}", err=True)
+                continue
             _show(console, done[name])
     if json_file is not None:
         write_json(json_file, done, command=shlex.join(["beluga", *sys.argv[1:]]))
-    ctx.exit(1 if any(section.wrong for section in done.values()) else 0)
+    if any(section.wrong for section in done.values()):
+        ctx.exit(1)
+    ctx.exit(0 if len(done) == len(names) else 2)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from lmcache_beluga.cli.bench_report import Bar, Progress, Section
+from lmcache_beluga.cli.bench_report import Bar, BenchError, Progress, Section
 from lmcache_beluga.pool import Pool
 
 _WORKER = "lmcache_beluga.cli.bench_hammer_worker"
@@ -101,7 +101,7 @@ def _hammer(
     """By phase, the result of each of so many processes that run it at once, for so many seconds.
 
     Raises:
-        RuntimeError: one of them failed, and said so on stderr, or hung and was killed.
+        BenchError: one of them failed, and said so on stderr, or hung and was killed.
     """
     command = [sys.executable, "-P", "-m", _WORKER, str(path)]  # not from the working directory
     workers: list[subprocess.Popen[str]] = []
@@ -134,7 +134,7 @@ def _hammer(
         for worker in workers:
             worker.communicate()
             if worker.returncode != 0:
-                raise RuntimeError(f"a process of the hammer ended with {worker.returncode}")
+                raise BenchError(f"a process of the hammer ended with {worker.returncode}")
         return results
     finally:
         watchdog.cancel()
@@ -147,5 +147,5 @@ def _answer(worker: subprocess.Popen[str]) -> str:
     assert worker.stdout is not None
     line = worker.stdout.readline()
     if not line:
-        raise RuntimeError("a process of the hammer ended too early")
+        raise BenchError("a process of the hammer ended too early")
     return line

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
+from lmcache_beluga.cli.bench_report import BenchError
+
 _START_S = 10.0
 
 
@@ -29,7 +31,7 @@ class RedisServer:
         folder: its working directory and log.
 
     Raises:
-        RuntimeError: it did not start.
+        BenchError: it did not start.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,7 +70,7 @@ class RedisServer:
                     return
             except OSError:
                 time.sleep(0.05)
-        raise RuntimeError(f"redis-server did not start:\n{log.read_text()[-1000:]}")
+        raise BenchError(f"redis-server did not start:\n{log.read_text()[-1000:]}")
 
     def flush(self) -> None:
         """Drop all keys."""

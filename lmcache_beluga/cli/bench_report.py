@@ -20,6 +20,10 @@ Progress = Callable[[str], None]
 """Told in a few words what is being measured."""
 
 
+class BenchError(Exception):
+    """A section cannot be measured here; the text says why."""
+
+
 @dataclass(frozen=True)
 class Bar:
     """What a value is held to: at most, or at least, ``limit`` (in the row's unit)."""
