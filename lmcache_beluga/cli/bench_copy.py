@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcache_beluga.cli.bench_report import Bar, Progress, Section, interleaved
+from lmcache_beluga.cli.bench_scratch import require
 from lmcache_beluga.pool import Pool, PutResult
 from lmcache_beluga.quantities import format_size
 
@@ -27,6 +28,7 @@ def run(folder: Path, quick: bool, progress: Progress) -> Section:
     Args:
         folder: where the pools go; needs 600 MiB (quick: 200 MiB).
     """
+    require(folder, (200 if quick else 600) * _MIB)
     section = Section("Copies: one pool, one process")
     sizes = _SIZES[:3] if quick else _SIZES
     for size in sizes:

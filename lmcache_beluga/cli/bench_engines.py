@@ -17,7 +17,7 @@ import torch
 
 from lmcache_beluga.cli.bench_redis import RedisServer, redis_missing
 from lmcache_beluga.cli.bench_report import Bar, BenchError, Progress, Section, interleaved
-from lmcache_beluga.cli.bench_scratch import room
+from lmcache_beluga.cli.bench_scratch import require
 from lmcache_beluga.demo.cache_engine import CacheEngine
 from lmcache_beluga.demo.paged_kv import KVShape, PagedKV
 from lmcache_beluga.quantities import format_size
@@ -262,12 +262,7 @@ def _contest(
     rounds: int,
     progress: Progress,
 ) -> dict[str, Contender]:
-    need = (len(backends) * 4 + 2) * workload.bytes
-    if room(folder) < need:
-        raise BenchError(
-            f"needs {format_size(need)} of memory, {format_size(room(folder))} is free in "
-            f"{folder.parent}; --quick needs an eighth"
-        )
+    require(folder, (len(backends) * 4 + 2) * workload.bytes)
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     kv = PagedKV(workload.shape, workload.tokens, device, seed=7)
     generator = torch.Generator().manual_seed(11)

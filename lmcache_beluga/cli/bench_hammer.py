@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcache_beluga.cli.bench_report import Bar, BenchError, Progress, Section
+from lmcache_beluga.cli.bench_scratch import require
 from lmcache_beluga.pool import Pool
 
 _WORKER = "lmcache_beluga.cli.bench_hammer_worker"
@@ -27,6 +28,7 @@ def run(folder: Path, quick: bool, progress: Progress) -> Section:
     Args:
         folder: where the pool goes; needs 100 MiB.
     """
+    require(folder, _POOL_SIZE)
     cores = len(os.sched_getaffinity(0))
     many = 16 if cores >= 16 else 4
     seconds = 1.0 if quick else 10.0

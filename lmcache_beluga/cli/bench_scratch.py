@@ -9,6 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from lmcache_beluga.cli.bench_report import BenchError
+from lmcache_beluga.quantities import format_size
+
 
 @contextlib.contextmanager
 def scratch(parent: Path) -> Iterator[Path]:
@@ -18,6 +21,16 @@ def scratch(parent: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def require(folder: Path, need: int) -> None:
+    """Raise BenchError unless ``need`` bytes can be stored."""
+    available = room(folder)
+    if available < need:
+        raise BenchError(
+            f"needs {format_size(need)} of memory and room in {folder.parent}, of which there is "
+            f"{format_size(available)}; --quick needs less, --dir puts the pools elsewhere"
+        )
 
 
 def room(folder: Path) -> int:
