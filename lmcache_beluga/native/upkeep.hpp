@@ -28,7 +28,8 @@ class Upkeep {
   /// Takes over what a dead process of this host left: its half-written and half-evicted slots, its leases.
   /// False when something is left because the slot lock could not be had.
   bool sweep(std::uint32_t process, std::uint32_t timeout_ms) {
-    bool clean = true;
+    // If it died under the slot lock, the free map must be put right before it is asked for slots that are taken.
+    bool clean = static_cast<bool>(typename Slots<V>::Locked(slots_, timeout_ms));
     for (std::uint32_t e = 0; e < pool_.sb().extents; ++e) {
       ExtentControl& control = control_.extent(e);
       ExtentHeader header;
