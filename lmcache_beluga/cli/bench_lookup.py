@@ -50,7 +50,7 @@ class Filled:
 
     def draw(self) -> list[Any]:
         """LMCache keys of entries drawn anew, as LMCache makes them right before it looks."""
-        # A number of its own for each key: LMCache has just computed the hash, it is not a cold object.
+        # Each key with a number of its own: LMCache has just computed it, it is no cold object.
         return [_key(number ^ 0) for number in self.random.sample(self.hashes, _BATCH)]
 
 
