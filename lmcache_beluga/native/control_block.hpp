@@ -71,16 +71,29 @@ struct alignas(kLine) ProcessEntry {
 };
 static_assert(sizeof(ProcessEntry) == 512);
 
+/// A number that is changed under a lock and also read without it, one value at a time.
+template <class T>
+struct Cell {
+  T value{};
+
+  operator T() const noexcept { return __atomic_load_n(&value, __ATOMIC_ACQUIRE); }
+  Cell& operator=(T now) noexcept {
+    __atomic_store_n(&value, now, __ATOMIC_RELEASE);
+    return *this;
+  }
+  Cell& operator=(const Cell& other) noexcept { return *this = static_cast<T>(other); }
+};
+
 /// How one own extent is cut. Changed under ControlHeader::slots.
 struct alignas(kLine) ExtentControl {
-  std::uint64_t slot_size;
-  std::uint64_t reserved_bytes;  // of payload that has storage behind it
-  std::uint32_t slots;
-  std::uint32_t free;
-  std::uint32_t hint;  // word of the free map to search first
-  std::uint8_t owned;
-  std::uint8_t draining;  // by which process it is being emptied for another slot size; nothing is allocated
-  std::uint8_t full_disk; // the file system refused more storage; cleared when space comes back
+  Cell<std::uint64_t> slot_size;
+  Cell<std::uint64_t> reserved_bytes;  // of payload that has storage behind it
+  Cell<std::uint32_t> slots;
+  Cell<std::uint32_t> free;
+  Cell<std::uint32_t> hint;  // word of the free map to search first
+  Cell<std::uint8_t> owned;
+  Cell<std::uint8_t> draining;   // by which process it is being emptied for another slot size; nothing is allocated
+  Cell<std::uint8_t> full_disk;  // the file system refused more storage; cleared when space comes back
   std::uint8_t zeros[29];
 };
 static_assert(sizeof(ExtentControl) == kLine);

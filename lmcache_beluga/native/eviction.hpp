@@ -210,7 +210,7 @@ class Eviction {
     }
     // Without the lock: it must not stay even if the lock cannot be had. Somebody else may have cut the extent
     // and be draining it by now.
-    V::exchange_if(&control.draining, static_cast<std::uint8_t>(context_.process), std::uint8_t{0});
+    V::exchange_if(&control.draining.value, static_cast<std::uint8_t>(context_.process), std::uint8_t{0});
     return empty && control.free == control.slots;
   }
 

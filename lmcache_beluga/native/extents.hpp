@@ -57,7 +57,7 @@ class Extents {
     reserve_leases(extent);
     // Not cut at all until the last store: a process killed in between must not leave the free map of one cut
     // with the slot size of another.
-    V::store(&control.slots, std::uint32_t{0});
+    control.slots = 0;
     // Whatever an earlier owner or a flipped bit left must not look like a chunk: a new generation.
     const std::uint32_t first = pool_.first_slot(extent);
     for (std::uint32_t i = 0; i < slots; ++i) {
@@ -90,7 +90,7 @@ class Extents {
     control.draining = 0;
     control.full_disk = 0;
     control.owned = 1;
-    V::store(&control.slots, slots);
+    control.slots = slots;
     note_cut();
   }
 

@@ -148,7 +148,7 @@ class Slots {
     const std::uint64_t bit = std::uint64_t{1} << (i % 64);
     if (((word & bit) != 0) == free) return;
     __atomic_fetch_xor(&word, bit, __ATOMIC_RELAXED);
-    control.free += free ? 1 : ~0u;
+    control.free = control.free + (free ? 1 : ~0u);
     if (free && i / 64 < control.hint) control.hint = i / 64;
   }
 

@@ -34,7 +34,7 @@ class Upkeep {
       ExtentControl& control = control_.extent(e);
       ExtentHeader header;
       const bool own = control.owned;
-      V::exchange_if(&control.draining, static_cast<std::uint8_t>(process), std::uint8_t{0});
+      V::exchange_if(&control.draining.value, static_cast<std::uint8_t>(process), std::uint8_t{0});
       std::uint32_t slots = own ? control.slots : 0;
       if (!own) {
         if (pool_.sb().max_hosts == 1 || !extents_.read_header(e, header)) continue;

@@ -90,7 +90,7 @@ class Walk {
         cut.bytes += hot.size;
         ++all.chunks;
         all.bytes += hot.size;
-        all.wasted += control.slot_size - std::min(control.slot_size, hot.size);
+        all.wasted += control.slot_size - std::min<std::uint64_t>(control.slot_size, hot.size);
       }
     }
     for (const auto& [slots, cut] : cuts) all.cuts.push_back(cut);
@@ -220,7 +220,8 @@ class Walk {
       }
       mapped += slots_.is_free(e, i);
     }
-    if (mapped != control.free) problem("extent %u: %u slots are free, it counts %u", e, mapped, control.free);
+    const std::uint32_t counted = control.free;
+    if (mapped != counted) problem("extent %u: %u slots are free, it counts %u", e, mapped, counted);
   }
 
   /// Whose the extent is and how it is cut. True: there are slots to look at, of an extent of this host if
@@ -250,7 +251,7 @@ class Walk {
     if (!readable) {
       problem("extent %u: its header is damaged", e);
     } else if (mine && control.slots != header.slots) {
-      problem("extent %u: cut into %u slots, its header says %u", e, control.slots, header.slots);
+      problem("extent %u: cut into %u slots, its header says %u", e, std::uint32_t{control.slots}, header.slots);
     }
     return readable;
   }
