@@ -71,9 +71,10 @@ def test_text_from_the_pool_is_no_markup(run: Run, tmp_path: Path) -> None:
 
 
 def test_watch_as_json_prints_lines_until_interrupted(pool_path: Path) -> None:
-    command = [sys.executable, "-m", "lmcache_beluga", "inspect", str(pool_path)]
+    # A run of the tests in the background has SIGINT ignored, and so would all its processes.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "lmcache_beluga", "inspect"]
     with subprocess.Popen(
-        [*command, "--watch", "--json", "--interval", "0.1"],
+        [*command, str(pool_path), "--watch", "--json", "--interval", "0.1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
