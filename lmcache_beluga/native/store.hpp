@@ -167,10 +167,19 @@ class Store final : public PoolCore {
   }
 
   Refusal reserve(std::uint64_t size, Slot& slot) override {
-    check_open();
-    hosts_.refresh_if_shared();
-    const Refusal refusal = eviction_.allocate(size, slot);
-    if (refusal == Refusal::none) outstanding_.fetch_add(1, std::memory_order_acq_rel);
+    // Counted before it is taken: whoever closes the pool meanwhile either sees it, and leaves the slot alone, or
+    // is seen here.
+    outstanding_.fetch_add(1, std::memory_order_seq_cst);
+    Refusal refusal = Refusal::busy;
+    try {
+      check_open();
+      hosts_.refresh_if_shared();
+      refusal = eviction_.allocate(size, slot);
+    } catch (...) {
+      outstanding_.fetch_sub(1, std::memory_order_acq_rel);
+      throw;
+    }
+    if (refusal != Refusal::none) outstanding_.fetch_sub(1, std::memory_order_acq_rel);
     if (refusal == Refusal::leased) context_.count(Count::refused_leased);
     if (refusal == Refusal::no_space) context_.count(Count::refused_no_space);
     if (refusal == Refusal::busy) context_.count(Count::refused_busy);
@@ -374,7 +383,8 @@ class Store final : public PoolCore {
     }
     // Somebody may still be writing into a reserved slot: the membership, which keeps the slot from being
     // reused, then ends with the last reservation.
-    if (outstanding_.load(std::memory_order_acquire) == 0) leave();
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (outstanding_.load(std::memory_order_seq_cst) == 0) leave();
   }
   bool closed() const noexcept override { return closed_.load(std::memory_order_acquire); }
   std::string close_reason() const override {
