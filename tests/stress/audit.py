@@ -4,36 +4,40 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from lmcache_beluga.pool import Pool, PutResult
+from lmcache_beluga.pool import CheckReport, Pool, PutResult
 
 from .content import Keyspace
 
 _SETTLE_S = 30.0
 
 
-def audit(pool: Pool, keyspace: Keyspace) -> int:
+def audit(pools: Sequence[Pool], keyspace: Keyspace) -> int:
     """Asserts that every chunk is whole and all space accounted for. Returns how many there are.
 
-    The dead are swept by the living, at their heartbeats: waits until that has happened.
+    ``pools``: one handle of each host. The dead are swept by the living of their host, at a
+    heartbeat: waits until that has happened.
     """
-    stats = settle(pool)
-    assert stats["writing"] == 0, f"{stats['writing']} half-written slots are left"
-    assert stats["closing"] == 0, f"{stats['closing']} half-removed slots are left"
-    assert stats["leased"] == 0, f"{stats['leased']} chunks are still leased"
-    assert stats["views"] == 0 and stats["pins"] == 0
-    assert stats["garbage"] == 0, "a record was found that does not validate"
+    for pool in pools:
+        stats = settle(pool)
+        assert stats["writing"] == 0, f"{stats['writing']} half-written slots are left"
+        assert stats["closing"] == 0, f"{stats['closing']} half-removed slots are left"
+        assert stats["leased"] == 0, f"{stats['leased']} chunks are still leased"
+        assert stats["views"] == 0 and stats["pins"] == 0
+        assert stats["garbage"] == 0, "a record was found that does not validate"
 
-    report = pool.check()
-    assert report.ok, "\n".join(report.errors)
-    assert report.chunks + report.free == report.slots
-    assert report.lane_entries == report.chunks
+    reports = [pool.check() for pool in pools]
+    for report in reports:
+        assert report.ok, "\n".join(report.errors)
+        assert report.chunks + report.free == report.slots
+    # Each report is of all slots, and of the index of one host.
+    assert sum(report.lane_entries for report in reports) == report.chunks
 
-    occupancy = pool.inspect()["occupancy"]
-    _account(occupancy, pool, report.slots, report.chunks)
+    _account([pool.inspect()["occupancy"] for pool in pools], pool, report)
 
     entries = list(pool.keys())
     assert len(entries) == report.chunks
@@ -56,12 +60,17 @@ def audit(pool: Pool, keyspace: Keyspace) -> int:
     return len(entries)
 
 
-def refill(pool: Pool, size: int) -> int:
+def refill(pools: Sequence[Pool], size: int) -> int:
     """Empties the pool and fills it to the last slot: proof that no space is lost.
 
     Returns how many chunks fit.
     """
-    pool.clear()
+    # Twice: another host's readers are seen to be gone at its next heartbeat; until then what is
+    # cleared is out of sight, and still in its place.
+    for _ in range(2):
+        for pool in pools:
+            pool.clear()
+            settle(pool)
     stats = pool.stats()
     assert stats["chunks"] == 0
     assert stats["extents_free"] == pool.info.extents, "an empty extent was not given back"
@@ -92,15 +101,20 @@ def settle(pool: Pool) -> dict[str, int]:
             # The statistics go by the free map, which is put right when somebody takes the lock
             # after its holder died. The check does.
             report = pool.check()
-            busy = report.writing or report.closing
+            # And of leases they count those on the host's own extents.
+            busy = (
+                report.writing or report.closing or any(entry.leased for entry in list(pool.keys()))
+            )
         if not busy or time.monotonic() > deadline:
             return stats
         time.sleep(0.02)
 
 
-def _account(occupancy: dict[str, Any], pool: Pool, slots: int, chunks: int) -> None:
-    assert occupancy["extents_owned"] + occupancy["extents_free"] == pool.info.extents
-    assert sum(cut["slots"] for cut in occupancy["cuts"]) == slots
-    assert sum(cut["used"] for cut in occupancy["cuts"]) == occupancy["chunks"] == chunks
-    held = sum(cut["used"] * cut["slot_size"] for cut in occupancy["cuts"])
-    assert occupancy["bytes_used"] + occupancy["bytes_wasted"] == held
+def _account(occupancies: list[dict[str, Any]], pool: Pool, report: CheckReport) -> None:
+    owned = sum(occupancy["extents_owned"] for occupancy in occupancies)
+    assert owned + occupancies[0]["extents_free"] == pool.info.extents
+    cuts = [cut for occupancy in occupancies for cut in occupancy["cuts"]]
+    assert sum(cut["slots"] for cut in cuts) == report.slots
+    assert sum(cut["used"] for cut in cuts) == report.chunks
+    held = sum(cut["used"] * cut["slot_size"] for cut in cuts)
+    assert held == sum(o["bytes_used"] + o["bytes_wasted"] for o in occupancies)

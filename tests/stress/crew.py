@@ -26,16 +26,19 @@ class BrokenPromiseError(AssertionError):
 
 
 class Crew:
-    """A nursery and its workers, one per seat. Ends them all with the ``with`` block."""
+    """A nursery and its workers, one per seat. Ends them all with the ``with`` block.
 
-    def __init__(self, path: Path, seats: int, options: dict[str, int]) -> None:
+    ``options``: keywords of Pool.attach. ``hosts``: how many host ids the seats are spread over.
+    """
+
+    def __init__(self, path: Path, seats: int, options: dict[str, int], hosts: int = 1) -> None:
         self.seats = seats
         self._board_fd = os.memfd_create("stress-board")
         os.ftruncate(self._board_fd, board_bytes(seats))
         self.board = Board(self._board_fd, seats)
         self._reports, report_fd = os.pipe()
         os.set_blocking(self._reports, False)
-        config = Config(str(path), options, seats, self._board_fd, report_fd)
+        config = Config(str(path), options, seats, hosts, self._board_fd, report_fd)
         self._nursery = subprocess.Popen(
             [sys.executable, "-m", "stress.nursery", config.encode()],
             stdin=subprocess.PIPE,

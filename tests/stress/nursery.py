@@ -37,6 +37,7 @@ class Config:
     #: Keywords of Pool.attach.
     options: dict[str, int]
     seats: int
+    hosts: int
     board_fd: int
     #: A pipe on which a worker says what it found, in one line.
     report_fd: int
@@ -83,7 +84,8 @@ def _live(config: Config, keyspace: Keyspace, board: Board, orders: Orders) -> N
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
-        work(config.path, config.options, keyspace, orders, board.seat(orders.seat))
+        options = {**config.options, "host_id": orders.seat % config.hosts}
+        work(config.path, options, keyspace, orders, board.seat(orders.seat))
         status = 0
     except WrongError as error:
         status = WRONG

@@ -102,12 +102,12 @@ def test_stopped_processes_block_nobody(pool_path: Path, schedule: Schedule) -> 
             early = None if number % 2 == 0 else Pool.attach(pool_path, **_TIMES)
             conductor.end()
             with early or Pool.attach(pool_path, **_TIMES) as pool:
-                chunks = audit(pool, keyspace)
+                chunks = audit([pool], keyspace)
                 schedule.say(
                     f"{pauses} pauses, {crew.total(Field.DONE)} operations, {chunks} survive"
                 )
                 if number == _ROUNDS - 1:
-                    refill(pool, _EXTENT // 4)
+                    refill([pool], _EXTENT // 4)
                     counters = pool.stats()
         schedule.report(crew, counters, time.monotonic() - started)
     assert control_blocks(info.uuid) == []
