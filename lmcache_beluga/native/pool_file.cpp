@@ -88,10 +88,16 @@ std::string owner_and_mode(const std::string& path) {
            ": run as the owner, or widen the mode with chmod or, at creation, beluga.mode");
 }
 
+[[noreturn]] void fail_no_device(const std::string& path) {
+  fail(ErrorKind::pool_missing,
+       path + ": there is no such device, and devices are not created here: see 'daxctl list'");
+}
+
 [[noreturn]] void fail_open(const std::string& path, int error) {
   switch (error) {
     case ENOENT:
     case ENOTDIR:
+      if (parent_of(path) == "/dev") fail_no_device(path);
       fail(ErrorKind::pool_missing, path +
                                         " does not exist: create it with 'beluga format --size "
                                         "64GiB " +
@@ -105,6 +111,14 @@ std::string owner_and_mode(const std::string& path) {
       fail_permission(path, path, error);
     case ENAMETOOLONG:
       fail(ErrorKind::invalid_argument, path + reason(error));
+    case ENXIO:
+    case ENODEV:
+      // The node is there and no driver behind it: how a new CXL region begins, and how a device
+      // looks that was given to the kernel as memory.
+      fail(ErrorKind::pool_io, path + " is disabled, or the system uses it as its own memory" +
+                                   reason(error) +
+                                   ": 'daxctl reconfigure-device --mode=devdax " +
+                                   path.substr(path.rfind('/') + 1) + "', see 'daxctl list'");
     default:
       fail(ErrorKind::pool_io, "cannot open " + path + reason(error));
   }
@@ -259,8 +273,7 @@ std::optional<PoolFile> PoolFile::create(const std::string& path, std::uint64_t 
   struct stat self {};
   if (::lstat(path.c_str(), &self) != 0 && ::stat(directory.c_str(), &parent) == 0 &&
       ::stat("/dev", &dev) == 0 && parent.st_dev == dev.st_dev && parent.st_ino == dev.st_ino) {
-    fail(ErrorKind::pool_missing,
-         path + ": there is no such device, and devices are not created here: see 'daxctl list'");
+    fail_no_device(path);
   }
 
   ProcessFd fd = ProcessFd::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, mode);

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/sysmacros.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -163,6 +164,24 @@ void missing_and_malformed_paths(const std::string& directory) {
   // A missing device must not become a file in /dev.
   CHECK_THROWS_KIND(PoolFile::create("/dev/dax77.77", kMiB), ErrorKind::pool_missing);
   CHECK(!fs::exists("/dev/dax77.77"));
+  CHECK(contains(message_of([] { PoolFile::open_existing("/dev/dax77.77"); }), "'daxctl list'"));
+}
+
+/// A new CXL region's device has a node, and no driver until it is reconfigured.
+void disabled_device_tells_what_to_do(const std::string& directory) {
+  constexpr unsigned kNobodys = 4095;  // beyond the majors that the kernel hands out
+  std::string sysfs = directory + "/sys-disabled";
+  fs::create_directories(sysfs + "/devices/dax0.0");
+  fs::create_directories(sysfs + "/bus/dax");
+  fs::create_directories(sysfs + "/dev/char");
+  fs::create_symlink("../../devices/dax0.0", sysfs + "/dev/char/4095:7");
+  fs::create_symlink("../../bus/dax", sysfs + "/devices/dax0.0/subsystem");
+  std::string path = directory + "/dax0.0";
+  if (::mknod(path.c_str(), S_IFCHR | 0600, makedev(kNobodys, 7)) != 0) return;  // root alone may
+  auto open = [&] { PoolFile::open_existing(path, sysfs); };
+  if (contains(message_of(open), "ermission denied")) return;  // a file system without devices
+  CHECK_THROWS_KIND(open(), ErrorKind::pool_io);
+  CHECK(contains(message_of(open), "'daxctl reconfigure-device --mode=devdax dax0.0'"));
 }
 
 void permission_names_owner_and_mode(const std::string& directory) {
@@ -428,6 +447,7 @@ int main() {
     sizes(directory);
     refuses_what_is_no_file(directory);
     missing_and_malformed_paths(directory);
+    disabled_device_tells_what_to_do(directory);
     permission_names_owner_and_mode(directory);
     one_creator_wins(directory);
     sees_foreign_data(directory);
