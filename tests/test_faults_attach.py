@@ -30,7 +30,6 @@ from lmcache_beluga import (
     PoolTruncatedError,
     PoolUuidError,
     RecordTooLargeError,
-    UnsupportedError,
     VersionMismatchError,
 )
 
@@ -269,7 +268,6 @@ def test_attach_options_out_of_range(
         ({"chunk_hint": 10}, InvalidArgumentError, "chunk_hint must be 64 bytes to 64 GiB"),
         ({"key_scheme": "s" * 192}, InvalidArgumentError, "key_scheme is longer than 191 bytes"),
         ({"visibility": "maybe"}, InvalidArgumentError, "'coherent' or 'noncoherent', not 'maybe'"),
-        ({"visibility": "noncoherent"}, UnsupportedError, "use visibility=coherent"),
     ],
 )
 def test_format_options_out_of_range(

@@ -9,6 +9,7 @@
 #include "bindings_geometry.hpp"
 #include "bindings_keys.hpp"
 #include "bindings_memory.hpp"
+#include "cache_instructions.hpp"
 #include "errors.hpp"
 #include "format.hpp"
 #include "pool_core.hpp"
@@ -78,11 +79,15 @@ FormatOptions format_options(const Options& d) {
   take(d, "force", o.force);
   bool noncoherent = false;
   take(d, "noncoherent", noncoherent);
+  bool direct = false;
+  take(d, "direct", direct);
   if (noncoherent) {
-    throw Error(ErrorKind::unsupported,
-                "visibility=noncoherent is part of the pool format, but this build cannot run it yet: use "
-                "visibility=coherent, for the processes of one machine");
+    if (const char* why = why_not_noncoherent(); *why) {
+      throw Error(ErrorKind::unsupported, std::string("visibility=noncoherent is not possible here: ") + why);
+    }
+    o.visibility = VisibilityMode::noncoherent;
   }
+  if (direct) o.payload_visibility = PayloadVisibility::direct;
   return o;
 }
 

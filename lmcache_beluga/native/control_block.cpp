@@ -15,7 +15,7 @@ namespace beluga {
 namespace {
 
 constexpr std::uint64_t kControlMagic = 0x31304c54434c4542;  // "BELCTL01"
-constexpr std::uint32_t kControlVersion = 1;
+constexpr std::uint32_t kControlVersion = 2;
 constexpr std::uint64_t kProcessesAt = 4096;
 
 constexpr std::uint64_t round_up(std::uint64_t n, std::uint64_t to) {
@@ -59,8 +59,8 @@ ControlBlock::ControlBlock(const std::string& path, const PoolMemory& pool, std:
   map_words_ = (sb.slots_per_extent + 63) / 64;
   extents_at_ = kProcessesAt + kMaxProcesses * sizeof(ProcessEntry);
   map_at_ = extents_at_ + sb.extents * sizeof(ExtentControl);
-  masks_at_ = round_up(map_at_ + std::uint64_t{sb.extents} * map_words_ * 8, 4096);
-  bytes_ = round_up(masks_at_ + std::uint64_t{pool.slot_limit()} * 8, 4096);
+  slots_at_ = round_up(map_at_ + std::uint64_t{sb.extents} * map_words_ * 8, 4096);
+  bytes_ = round_up(slots_at_ + std::uint64_t{pool.slot_limit()} * sizeof(SlotControl), 4096);
   auto file = PoolFile::create(path, bytes_, mode);
   if (!file) file.emplace(PoolFile::open_existing(path));
   if (file->size() == 0) file->size_if_empty(bytes_);
@@ -69,7 +69,7 @@ ControlBlock::ControlBlock(const std::string& path, const PoolMemory& pool, std:
                 path + " is not the control block of this pool: remove it and try again");
   }
   mapping_ = Mapping::map(std::move(*file));
-  mapping_->file().reserve(0, masks_at_);
+  mapping_->file().reserve(0, slots_at_);
 }
 
 bool ControlBlock::linked() const noexcept {
@@ -79,8 +79,9 @@ bool ControlBlock::linked() const noexcept {
          mine.st_ino == named.st_ino && mine.st_dev == named.st_dev;
 }
 
-void ControlBlock::reserve_masks(std::uint32_t first, std::uint32_t count) const {
-  mapping_->file().reserve(masks_at_ + std::uint64_t{first} * 8, std::uint64_t{count} * 8);
+void ControlBlock::reserve_slots(std::uint32_t first, std::uint32_t count) const {
+  mapping_->file().reserve(slots_at_ + std::uint64_t{first} * sizeof(SlotControl),
+                            std::uint64_t{count} * sizeof(SlotControl));
 }
 
 bool ControlBlock::matches(const PoolMemory& pool, std::uint32_t host) const noexcept {
@@ -97,8 +98,8 @@ void ControlBlock::reset(const PoolMemory& pool, std::uint32_t host) const {
   ControlHeader& h = header();
   h.ready = 0;
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  std::memset(mapping_->base(), 0, masks_at_);
-  mapping_->file().punch(masks_at_, bytes_ - masks_at_);
+  std::memset(mapping_->base(), 0, slots_at_);
+  mapping_->file().punch(slots_at_, bytes_ - slots_at_);
   h.magic = kControlMagic;
   h.version = kControlVersion;
   std::memcpy(h.uuid, pool.sb().uuid, sizeof(h.uuid));

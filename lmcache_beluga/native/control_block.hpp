@@ -33,8 +33,7 @@ inline constexpr std::uint64_t kProcessLockByte = 16;  // + process entry
 ///        +---------------------------+
 ///        | free map: a bit per slot  |  1: free
 ///        +---------------------------+
-///        | lease masks: 8 per slot   |  bit p: process p leases this slot, on whichever host it lies;
-///        |                           |  bit 32 + p: process p, the last to leave, is lowering the stamp
+///        | slots: 16 each            |  who leases it, whether caches are clear of its past
 ///        +---------------------------+
 struct ControlHeader {
   std::uint64_t magic;
@@ -47,16 +46,21 @@ struct ControlHeader {
   std::uint32_t incarnation;
   std::uint32_t host;
   std::uint64_t bytes;
-  std::uint64_t tick_base;    // boot_ms of tick 0
-  std::uint64_t last_beat;    // boot_ms
-  std::uint64_t lease_epoch;  // raised by a late heartbeat: voids every earlier lease
+  std::uint64_t tick_base;     // now_ms of tick 0
+  std::uint64_t last_beat;     // now_ms
+  std::uint64_t lease_epoch;   // raised by a late heartbeat: voids every earlier lease
+  std::uint64_t active_hosts;  // whose lanes lookups have to read: bit h
+  std::uint64_t active_since;  // now_ms at which active_hosts began to be found out
   std::uint64_t scrub_cursor;
   std::uint64_t cuts;   // +1 whenever an extent is claimed, cut anew or released
   /// The slot whose descriptor and free bit are being changed, + 1: what a dead holder of `slots` left undone.
   std::uint32_t intent;
   std::uint32_t reserved;
   RobustMutex slots;   // free map, extents, claims
+  std::uint64_t shortage_bytes;  // evicted for want of an extent since the last heartbeat
+  std::uint64_t demand;          // extents; as last published
   Counters departed;  // what the processes that are gone had counted
+  std::uint32_t peer_ticks[kMaxHosts];  // what the last heartbeat saw of the others
 };
 static_assert(sizeof(ControlHeader) <= 4096);
 
@@ -98,6 +102,13 @@ struct alignas(kLine) ExtentControl {
 };
 static_assert(sizeof(ExtentControl) == kLine);
 
+/// What this host keeps of a slot, on whichever host's extent it lies.
+struct SlotControl {
+  std::uint64_t leases;  // bit p: process p leases it; bit 32 + p: p, the last to leave, is lowering the stamp
+  std::uint64_t fresh;   // see fresh_generation()
+};
+static_assert(sizeof(SlotControl) == 16);
+
 class ControlBlock {
  public:
   /// Opens or creates the control block file at `path` for this pool and host; the contents are whatever they
@@ -118,9 +129,13 @@ class ControlBlock {
     return at<std::uint64_t>(map_at_) + std::uint64_t{e} * map_words_;
   }
   std::uint32_t map_words() const noexcept { return map_words_; }
-  std::uint64_t* lease_mask(std::uint32_t slot) const noexcept { return at<std::uint64_t>(masks_at_) + slot; }
-  /// Gives the lease masks of slots [first, first + count) storage; throws no_space.
-  void reserve_masks(std::uint32_t first, std::uint32_t count) const;
+  std::uint64_t* lease_mask(std::uint32_t slot) const noexcept { return &at<SlotControl>(slots_at_)[slot].leases; }
+  /// Generation + 1 of the chunk of which no cache of this host holds an older payload line; 0: not known.
+  std::uint64_t* fresh_generation(std::uint32_t slot) const noexcept {
+    return &at<SlotControl>(slots_at_)[slot].fresh;
+  }
+  /// Gives what is kept of slots [first, first + count) storage; throws no_space.
+  void reserve_slots(std::uint32_t first, std::uint32_t count) const;
 
   /// Does the header belong to this pool, epoch and boot, and did its recovery finish?
   bool matches(const PoolMemory& pool, std::uint32_t host) const noexcept;
@@ -137,7 +152,7 @@ class ControlBlock {
   std::shared_ptr<Mapping> mapping_;
   std::uint64_t extents_at_;
   std::uint64_t map_at_;
-  std::uint64_t masks_at_;
+  std::uint64_t slots_at_;
   std::uint64_t bytes_;
   std::uint32_t map_words_;
 };

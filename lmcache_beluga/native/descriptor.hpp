@@ -16,10 +16,14 @@ inline constexpr int kSeqlockRetries = 16;
 
 /// Reads a hot line so that all its words belong to one state of the slot. The caller has observed the line.
 /// False when a writer kept changing it: a miss for the reader.
-/// SYNC POINT: descriptor (with publish_word)
+/// SYNC POINT: ready, closing, reopen, freed (with publish_word and Publication)
 template <class V>
 bool read_hot(const HotDescriptor* line, HotDescriptor& out) noexcept {
   for (int i = 0; i < kSeqlockRetries; ++i) {
+    if (i > 0) {
+      V::observe(Point::ready, line, kLine);
+      V::observe_fence(Point::ready);
+    }
     out.word = V::load(&line->word);
     load_words<V>(reinterpret_cast<std::byte*>(&out) + 8, reinterpret_cast<const std::byte*>(line) + 8,
                   sizeof(HotDescriptor) - 8);
@@ -30,12 +34,11 @@ bool read_hot(const HotDescriptor* line, HotDescriptor& out) noexcept {
 }
 
 /// Changes the state of an own slot and makes the change reach every host before anything later.
-/// SYNC POINT: descriptor (with read_hot)
+/// SYNC POINT: ready, closing, reopen, freed, void_slot (with read_hot)
 template <class V>
-void publish_word(HotDescriptor* line, std::uint64_t word) noexcept {
+void publish_word(Point point, HotDescriptor* line, std::uint64_t word) noexcept {
   V::store(&line->word, word);
-  V::publish(line, kLine);
-  V::confirm(line);
+  V::confirm(point, line, kLine);
 }
 
 /// Do the hot line's numbers stay inside the slot's extent and record?

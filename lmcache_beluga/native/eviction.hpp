@@ -28,6 +28,7 @@ class Eviction {
   Refusal allocate(std::uint64_t size, Slot& slot) {
     const std::uint32_t cut = slots_.cut_for(size);
     Refusal refusal = Refusal::leased;
+    int fresh_look = 0;
     for (int attempt = 0; attempt < kAllocateAttempts; ++attempt) {
       {
         typename Slots<V>::Locked lock(slots_);
@@ -35,7 +36,10 @@ class Eviction {
         refusal = Refusal::leased;
         if (slots_.take(cut, slot, refusal)) return Refusal::none;
       }
-      if (!make_room(cut)) return refusal;
+      if (attempt == 0) note_shortage(size);
+      if (make_room(cut)) continue;
+      if (fresh_look++) return refusal;
+      slots_.forget_unclaimed();  // another host may have given an extent up since the last look
     }
     return refusal;
   }
@@ -46,10 +50,10 @@ class Eviction {
     HotDescriptor* line = pool_.hot(slot);
     leased = false;
     if (!V::exchange_if(&line->word, ready_word, closing_word(ready_word))) return false;
-    V::publish(line, kLine);
-    V::confirm(line);  // SYNC POINT: lease-or-evict (with Leases::hold)
+    // SYNC POINT: closing (with Leases::observe, after its stamp was confirmed)
+    V::confirm(Point::closing, line, kLine);
     hosts_.refresh_active();
-    leased = slot_use(context_, hosts_, slot, V::load(&line->born)).leased;
+    leased = slot_use(context_, hosts_, slot, V::load(&line->born)).leased && V::on(Point::closing, Step::check);
     if (!leased) return true;
     if (!doom) reopen(slot, ready_word);
     return false;
@@ -65,8 +69,7 @@ class Eviction {
     HotDescriptor* line = pool_.hot(slot);
     const std::uint64_t ready = make_word(generation_of(word), 0, SlotState::ready);
     if (!V::exchange_if(&line->word, closing_word(word), ready)) return;
-    V::publish(line, kLine);
-    V::confirm(line);
+    V::confirm(Point::reopen, line, kLine);  // SYNC POINT: reopen (with read_hot)
   }
 
   /// Evicts one chunk if nobody leases it. False: leased, or it changed meanwhile.
@@ -124,7 +127,28 @@ class Eviction {
     return freed;
   }
 
+  /// Gives up to `most` extents to whoever needs them: empty ones, or ones whose chunks are clearly older than
+  /// `age_ms`. Returns how many.
+  std::uint32_t give_up(std::uint32_t most, std::uint64_t age_ms) {
+    std::uint32_t given = slots_.release_empty(most);
+    while (given < most) {
+      slots_.refresh_owned();
+      const std::uint32_t e = coldest_extent(slots_.all_owned(), 2 * age_ms + 1000);
+      if (e == kNoExtent || !drain(e) || !slots_.release(e)) break;
+      ++given;
+    }
+    return given;
+  }
+
+  /// How long ago the chunk was used that would be evicted next; 0: there is none.
+  std::uint32_t coldest_age_ms() {
+    slots_.refresh_owned();
+    const Candidate coldest = sample(slots_.all_owned());
+    return static_cast<std::uint32_t>(std::min<std::uint64_t>(coldest.found ? coldest.age : 0, ~0u));
+  }
+
  private:
+  static constexpr std::uint32_t kNoExtent = ~0u;
   static constexpr int kAllocateAttempts = 64;
   static constexpr int kEvictMisses = 64;
   static constexpr int kSamples = 16;
@@ -146,29 +170,9 @@ class Eviction {
     const std::vector<std::uint32_t> same = slots_.owned_with(cut, true);
     const std::vector<std::uint32_t> other = slots_.owned_with(cut, false);
     const Candidate mine = sample(same);
-    if (!other.empty()) {
-      std::uint32_t victim = 0;
-      std::uint64_t oldest = 0;
-      for (int i = 0; i < kSamples / 2; ++i) {
-        const std::uint32_t e = other[random(static_cast<std::uint32_t>(other.size()))];
-        std::uint64_t total = 0;
-        std::uint32_t n = 0;
-        for (int k = 0; k < 4; ++k) {
-          const Candidate one = sample({e}, 1);
-          if (one.found) {
-            total += one.age;
-            ++n;
-          }
-        }
-        if (n && total / n + 1 > oldest) {
-          oldest = total / n + 1;
-          victim = e;
-        }
-      }
-      // Emptying a whole extent costs many chunks: only for one that is clearly colder, or if there is no other
-      // way.
-      if (oldest && (!mine.found || oldest > 2 * mine.age + 1000) && drain(victim)) return true;
-    }
+    // Emptying a whole extent costs many chunks: only for one that is clearly colder, or if there is no other way.
+    const std::uint32_t victim = coldest_extent(other, mine.found ? 2 * mine.age + 1000 : 0);
+    if (victim != kNoExtent && drain(victim)) return true;
     for (int i = 0; i < kEvictMisses; ++i) {
       const Candidate coldest = i == 0 ? mine : i < kSampleRounds ? sample(same) : scan(same);
       if (coldest.found && evict(coldest.slot, coldest.word)) return true;
@@ -178,6 +182,31 @@ class Eviction {
       if (drain(e)) return true;
     }
     return false;
+  }
+
+  /// Of some of these extents the one whose chunks are the coldest on average, if that is more than `age_ms`.
+  std::uint32_t coldest_extent(const std::vector<std::uint32_t>& extents, std::uint64_t age_ms) {
+    std::uint32_t coldest = kNoExtent;
+    for (int i = 0; i < kSamples / 2 && !extents.empty(); ++i) {
+      const std::uint32_t e = extents[random(static_cast<std::uint32_t>(extents.size()))];
+      std::uint64_t total = 0;
+      std::uint32_t n = 0;
+      for (int k = 0; k < 4; ++k) {
+        const Candidate one = sample({e}, 1);
+        if (!one.found) continue;
+        total += one.age;
+        ++n;
+      }
+      if (n == 0 || total / n < age_ms) continue;
+      age_ms = total / n;
+      coldest = e;
+    }
+    return coldest;
+  }
+
+  void note_shortage(std::uint64_t size) const {
+    if (context_.sb().max_hosts == 1) return;
+    __atomic_fetch_add(&context_.header().shortage_bytes, size, __ATOMIC_RELAXED);
   }
 
   /// Could everything in an own extent be evicted now?
@@ -275,7 +304,7 @@ class Eviction {
   Index<V>& index_;
   Hosts<V>& hosts_;
   Slots<V>& slots_;
-  std::atomic<std::uint64_t> random_{0x9e3779b97f4a7c15 ^ boot_ms()};
+  std::atomic<std::uint64_t> random_{0x9e3779b97f4a7c15 ^ context_.now_ms()};
 };
 
 }  // namespace beluga

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 #include <cstring>
-#include <thread>
+#include <vector>
 
 #include "descriptor.hpp"
 #include "hosts.hpp"
@@ -22,16 +22,32 @@ class Extents {
 
   Claim claim_of(std::uint32_t host, std::uint32_t extent) const {
     const std::uint8_t* claim = pool_.claims(host) + extent;
-    V::observe(claim, 1);
-    V::observe_fence();
+    if (host != context_.host) {
+      V::observe(Point::claim, claim, 1);
+      V::observe_fence(Point::claim);
+    }
     return static_cast<Claim>(V::load(claim));
   }
 
-  bool free_of_claims(std::uint32_t extent) const {
+  /// The extents that nobody claims: all claims of all hosts, read at once.
+  std::vector<std::uint32_t> unclaimed() const {
+    const std::uint32_t extents = pool_.sb().extents;
     for (std::uint32_t h = 0; h < pool_.sb().max_hosts; ++h) {
-      if (claim_of(h, extent) != Claim::none) return false;
+      if (h != context_.host) V::observe(Point::claim, pool_.claims(h), extents);
     }
-    return true;
+    V::observe_fence(Point::claim);
+    std::vector<bool> taken(extents);
+    for (std::uint32_t h = 0; h < pool_.sb().max_hosts; ++h) {
+      const std::uint8_t* claims = pool_.claims(h);
+      for (std::uint32_t e = 0; e < extents; ++e) {
+        if (V::load(claims + e) != static_cast<std::uint8_t>(Claim::none)) taken[e] = true;
+      }
+    }
+    std::vector<std::uint32_t> free;
+    for (std::uint32_t e = 0; e < extents; ++e) {
+      if (!taken[e]) free.push_back(e);
+    }
+    return free;
   }
 
   /// Claims a free extent. No lock is shared between hosts: each writes its own claim, confirms it, and looks
@@ -42,10 +58,10 @@ class Extents {
       const Rival rival = strongest_rival(extent);
       if (rival == Rival::none) break;
       if (rival == Rival::winner || wait == kClaimWaits) return withdraw(extent);
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // a higher host is about to withdraw
+      V::sleep_us(1000);  // a higher host is about to withdraw
     }
     publish_claim(extent, Claim::settled);
-    if (strongest_rival(extent) == Rival::winner) return withdraw(extent);
+    if (V::on(Point::claim, Step::check) && strongest_rival(extent) == Rival::winner) return withdraw(extent);
     publish_claim(extent, Claim::owned);
     return true;
   }
@@ -58,14 +74,17 @@ class Extents {
     // Not cut at all until the last store: a process killed in between must not leave the free map of one cut
     // with the slot size of another.
     control.slots = 0;
-    // Whatever an earlier owner or a flipped bit left must not look like a chunk: a new generation.
+    // Whatever an earlier owner or a flipped bit left must not look like a chunk: a new generation, of the
+    // newest that ever was.
+    // SYNC POINT: void_slot (with release on the host that had the extent before)
     const std::uint32_t first = pool_.first_slot(extent);
+    V::observe(Point::void_slot, pool_.hot(first), std::uint64_t{slots} * kLine);
+    V::observe_fence(Point::void_slot);
     for (std::uint32_t i = 0; i < slots; ++i) {
       HotDescriptor* line = pool_.hot(first + i);
       const std::uint64_t word = V::load(&line->word);
       if (!is_state(word) || state_of(word) != SlotState::free) {
-        V::store(&line->word, make_word(generation_of(word) + 1, 0, SlotState::free));
-        V::publish(line, kLine);
+        publish_word<V>(Point::void_slot, line, make_word(generation_of(word) + 1, 0, SlotState::free));
       }
     }
     ExtentHeader header{};
@@ -99,10 +118,24 @@ class Extents {
   void reserve_leases(std::uint32_t extent) const {
     const std::uint32_t slots = pool_.sb().slots_per_extent;
     pool_.reserve_stamps(context_.host, extent, slots);
-    context_.control->reserve_masks(pool_.first_slot(extent), slots);
+    context_.control->reserve_slots(pool_.first_slot(extent), slots);
   }
 
-  /// Gives up an own extent in which every slot is free, and its storage.
+  /// Before an own extent is given up: empties this host's caches of it. A dirty line that stayed would overwrite the
+  /// next owner's chunk much later. In the extent every slot is free, and none is taken meanwhile.
+  /// SYNC POINT: release (with cut and Publication on the next owner)
+  void flush(std::uint32_t extent) const {
+    if constexpr (V::mode == VisibilityMode::noncoherent) {
+      const std::uint32_t first = pool_.first_slot(extent);
+      const std::uint64_t slots = context_.control->extent(extent).slots;
+      const std::uint64_t written = context_.control->extent(extent).reserved_bytes;
+      V::confirm(Point::release, pool_.hot(first), slots * kLine);
+      V::confirm(Point::release, pool_.cold(first), slots * pool_.sb().record_bytes);
+      V::publish_payload(pool_.payload(extent), written, PayloadWrite::cached, context_.payload_cached());
+    }
+  }
+
+  /// Gives up an own extent in which every slot is free, and its storage. It has been flushed.
   void release(std::uint32_t extent) {
     ExtentControl& control = context_.control->extent(extent);
     control.owned = 0;
@@ -111,8 +144,6 @@ class Extents {
     control.slot_size = 0;
     control.reserved_bytes = 0;
     note_cut();
-    // A dirty line left in this host's caches would overwrite the next owner's chunk much later.
-    V::publish_payload(pool_.payload(extent), pool_.sb().extent_size);
     write_header(extent, ExtentHeader{});
     pool_.punch_payload(extent);
     publish_claim(extent, Claim::none);
@@ -121,8 +152,10 @@ class Extents {
   /// Reads how an extent is cut: by whichever host. False when its header is not valid.
   bool read_header(std::uint32_t extent, ExtentHeader& header) const {
     const ExtentHeader* line = pool_.header(extent);
-    V::observe(line, kLine);
-    V::observe_fence();
+    if (!context_.control->extent(extent).owned) {
+      V::observe(Point::header, line, kLine);
+      V::observe_fence(Point::header);
+    }
     load_words<V>(&header, line, sizeof(header));
     return header.crc == header_crc(extent, header) && header.slots >= 1 &&
            header.slots <= pool_.sb().slots_per_extent && header.slot_size == slot_bytes(pool_.sb(), header.slots) &&
@@ -132,8 +165,7 @@ class Extents {
   void publish_claim(std::uint32_t extent, Claim claim) {
     std::uint8_t* mine = pool_.claims(context_.host) + extent;
     V::store(mine, static_cast<std::uint8_t>(claim));
-    V::publish(mine, 1);
-    V::confirm(mine);  // SYNC POINT: claim (with strongest_rival on the other hosts)
+    V::confirm(Point::claim, mine, 1);  // SYNC POINT: claim (with strongest_rival on the other hosts)
   }
 
  private:
@@ -142,17 +174,22 @@ class Extents {
 
   // SYNC POINT: claim (with publish_claim on the other hosts)
   Rival strongest_rival(std::uint32_t extent) {
+    for (std::uint32_t h = 0; h < pool_.sb().max_hosts; ++h) {
+      if (h == context_.host) continue;
+      V::observe(Point::claim, pool_.claims(h) + extent, 1);
+      hosts_.observe_clock(h);
+    }
+    V::observe_fence(Point::claim);
     Rival strongest = Rival::none;
     for (std::uint32_t h = 0; h < pool_.sb().max_hosts; ++h) {
       if (h == context_.host) continue;
-      const Claim claim = claim_of(h, extent);
+      const auto claim = static_cast<Claim>(V::load(pool_.claims(h) + extent));
       if (claim == Claim::none) continue;
-      if (claim == Claim::claiming) {
-        if (h < context_.host && hosts_.clock_of(h).live) return Rival::winner;
-        if (h > context_.host && hosts_.clock_of(h).live) strongest = Rival::loser;
-        continue;
-      }
-      return Rival::winner;
+      if (claim != Claim::claiming) return Rival::winner;
+      // An election that its host did not live to finish stands in nobody's way.
+      if (!hosts_.judge(h).live) continue;
+      if (h < context_.host) return Rival::winner;
+      strongest = Rival::loser;
     }
     return strongest;
   }
@@ -165,8 +202,7 @@ class Extents {
   void write_header(std::uint32_t extent, const ExtentHeader& header) {
     ExtentHeader* line = pool_.header(extent);
     store_words<V>(line, &header, sizeof(header));
-    V::publish(line, kLine);
-    V::confirm(line);
+    V::confirm(Point::header, line, kLine);
   }
 
   void note_cut() { __atomic_fetch_add(&context_.header().cuts, 1, __ATOMIC_ACQ_REL); }

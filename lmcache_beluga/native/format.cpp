@@ -8,6 +8,7 @@
 #include <cstring>
 #include <thread>
 
+#include "cache_instructions.hpp"
 #include "clock.hpp"
 #include "control_path.hpp"
 #include "errors.hpp"
@@ -20,8 +21,13 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
+/// Whether hosts are coherent is not known yet, or may have been otherwise before: always as if they were not.
+using Careful = Noncoherent<CacheMachine>;
+
 std::uint64_t magic_of(const Mapping& device) {
-  return Coherent::load(reinterpret_cast<const std::uint64_t*>(device.base()));
+  Careful::observe(Point::superblock, device.base(), kSuperblockBytes);
+  Careful::observe_fence(Point::superblock);
+  return Careful::load(reinterpret_cast<const std::uint64_t*>(device.base()));
 }
 
 bool is_magic(std::uint64_t magic) { return magic == kMagic || magic == kMagicPartial; }
@@ -76,13 +82,17 @@ std::vector<std::uint32_t> attached_hosts(int fd) {
 /// Member hosts whose tick moves: on a device that machines share, no lock tells of them.
 std::vector<std::uint32_t> beating_hosts(const PoolMemory& pool) {
   std::vector<std::uint32_t> before(pool.sb().max_hosts);
-  for (std::uint32_t h = 0; h < pool.sb().max_hosts; ++h) {
-    before[h] = Coherent::load(&pool.host(h)->heartbeat.tick);
-  }
+  const auto tick = [&](std::uint32_t h) {
+    const HostHeartbeat& beat = pool.host(h)->heartbeat;
+    Careful::observe(Point::heartbeat, &beat, kLine);
+    Careful::observe_fence(Point::heartbeat);
+    return Careful::load(&beat.tick);
+  };
+  for (std::uint32_t h = 0; h < pool.sb().max_hosts; ++h) before[h] = tick(h);
   std::this_thread::sleep_for(milliseconds(500));
   std::vector<std::uint32_t> hosts;
   for (std::uint32_t h = 0; h < pool.sb().max_hosts; ++h) {
-    if (Coherent::load(&pool.host(h)->heartbeat.tick) != before[h]) hosts.push_back(h);
+    if (tick(h) != before[h]) hosts.push_back(h);
   }
   return hosts;
 }
@@ -123,9 +133,9 @@ void vacate(const std::vector<std::shared_ptr<Mapping>>& devices, bool force) {
                     "everything they have cached into misses");
   }
   auto* shared = reinterpret_cast<Superblock*>(devices[0]->base());
-  Coherent::store(&shared->epoch, Coherent::load(&shared->epoch) + 1);
-  Coherent::store(&shared->magic, kMagicPartial);
-  Coherent::confirm(shared);
+  Careful::store(&shared->epoch, Careful::load(&shared->epoch) + 1);
+  Careful::store(&shared->magic, kMagicPartial);
+  Careful::confirm(Point::superblock, shared, kLine);
   // Users notice at their next heartbeat and close. One that is stopped finds the moved epoch when
   // it wakes.
   const auto deadline = steady_clock::now() + milliseconds(10'000);
@@ -141,6 +151,7 @@ void zero_metadata(const std::vector<std::shared_ptr<Mapping>>& devices, const S
     const std::uint64_t bytes = d == 0 ? sb.metadata_bytes : kSuperblockBytes;
     if (devices[d]->file().kind() == DeviceKind::devdax) {
       std::memset(devices[d]->base() + 8, 0, bytes - 8);
+      Careful::confirm(Point::superblock, devices[d]->base(), bytes);
     } else {
       // A hole reads as zeros, at once and whatever the size; it also gives old payload back.
       devices[d]->file().punch(4096, devices[d]->size() / 4096 * 4096 - 4096);
@@ -185,8 +196,8 @@ Superblock format_devices(const std::vector<std::shared_ptr<Mapping>>& devices,
     throw Error(ErrorKind::pool_io, "getrandom failed");
   }
   for (const auto& device : devices) {
-    Coherent::store(reinterpret_cast<std::uint64_t*>(device->base()), kMagicPartial);
-    Coherent::confirm(device->base());
+    Careful::store(reinterpret_cast<std::uint64_t*>(device->base()), kMagicPartial);
+    Careful::confirm(Point::superblock, device->base(), kLine);
   }
   zero_metadata(devices, sb);
   // What every process touches gets its storage now. Descriptors and payload follow extent by
@@ -197,13 +208,11 @@ Superblock format_devices(const std::vector<std::shared_ptr<Mapping>>& devices,
     Superblock copy = sb;
     copy.device_index = i;
     copy.crc = superblock_crc(copy);
-    store_words<Coherent>(devices[i]->base() + 8, reinterpret_cast<const std::byte*>(&copy) + 8,
+    store_words<Careful>(devices[i]->base() + 8, reinterpret_cast<const std::byte*>(&copy) + 8,
                           sizeof(copy) - 8);
-    Coherent::publish(devices[i]->base(), sizeof(copy));
-    Coherent::confirm(devices[i]->base());
-    Coherent::store(reinterpret_cast<std::uint64_t*>(devices[i]->base()), kMagic);
-    Coherent::publish(devices[i]->base(), 8);
-    Coherent::confirm(devices[i]->base());
+    Careful::confirm(Point::superblock, devices[i]->base(), sizeof(copy));
+    Careful::store(reinterpret_cast<std::uint64_t*>(devices[i]->base()), kMagic);
+    Careful::confirm(Point::superblock, devices[i]->base(), kLine);
     if (i == 0) sb = copy;
   }
   if (std::any_of(devices.begin(), devices.end(), [](const auto& d) { return d->faulted(); })) {

@@ -32,21 +32,23 @@ struct AttachOptions {
 
 /// One process's place in a pool: what every protocol step needs to know.
 struct HostContext {
+  using Clock = std::uint64_t (*)() noexcept;
+
   HostContext(std::shared_ptr<PoolMemory> the_pool, std::shared_ptr<ControlBlock> the_control,
-              const AttachOptions& the_options, std::uint32_t process_number)
+              const AttachOptions& the_options, std::uint32_t process_number, Clock the_clock = boot_ms)
       : pool(std::move(the_pool)),
         control(std::move(the_control)),
         options(the_options),
         host(the_options.host_id),
         process(process_number),
-        active_hosts(std::uint64_t{1} << the_options.host_id) {}
+        clock(the_clock) {}
 
   const std::shared_ptr<PoolMemory> pool;
   const std::shared_ptr<ControlBlock> control;
   const AttachOptions options;
   const std::uint32_t host;
-  const std::uint32_t process;              // process entry + 1: 1..32
-  std::atomic<std::uint64_t> active_hosts;  // bit h: host h's lanes may hold something
+  const std::uint32_t process;  // process entry + 1: 1..32
+  const Clock clock;
   const std::uint64_t forks = fork_generation();
 
   const Superblock& sb() const noexcept { return pool->sb(); }
@@ -54,12 +56,27 @@ struct HostContext {
   Counters& counters() const noexcept { return control->process(process - 1).counters; }
   void count(Count what, std::uint64_t n = 1) const noexcept { counters().add(what, n); }
 
-  /// This host's tick at a moment of boot_ms(). 0 means none, so it is skipped.
+  std::uint64_t now_ms() const noexcept { return clock(); }
+  /// Can payload lie in the caches of CPUs? Then it is flushed before and after a transfer.
+  bool payload_cached() const noexcept { return sb().payload_visibility == PayloadVisibility::flush; }
+  /// This host's tick at a moment of now_ms(). 0 means none, so it is skipped.
   std::uint32_t tick_at(std::uint64_t ms) const noexcept {
     const auto tick = static_cast<std::uint32_t>(ms - header().tick_base);
     return tick ? tick : 1;
   }
-  std::uint32_t tick() const noexcept { return tick_at(boot_ms()); }
+  std::uint32_t tick() const noexcept { return tick_at(now_ms()); }
+  /// The tick that the other hosts know of, or are about to: a stamp of it claims nothing in their eyes.
+  std::uint32_t published_tick() const noexcept {
+    return tick_at(__atomic_load_n(&header().last_beat, __ATOMIC_ACQUIRE));
+  }
+  /// Is this host's heartbeat so late that others may have judged it dead? Then no lease of it means anything.
+  bool late() const noexcept {
+    return now_ms() > __atomic_load_n(&header().last_beat, __ATOMIC_ACQUIRE) + options.dead_after_ms / 2;
+  }
+  /// Bit h: host h's lanes may hold something. Of this host, whichever of its processes found it out.
+  std::uint64_t active_hosts() const noexcept { return __atomic_load_n(&header().active_hosts, __ATOMIC_ACQUIRE); }
+  /// Is this slot's descriptor written by processes of this host alone? Then it is coherent here.
+  bool owns(std::uint32_t slot) const noexcept { return control->extent(pool->extent_of(slot)).owned; }
   bool slot_in_range(std::uint32_t slot) const noexcept { return slot < pool->slot_limit(); }
 };
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -12,32 +13,44 @@ namespace beluga {
 /// What this process knows of the other hosts: who takes part, who is alive, and what their clocks say.
 ///
 /// No clocks are compared. A host is dead only if its {incarnation, tick}, read afresh, equals a value this
-/// process first saw at least dead_after ago.
+/// process first saw at least dead_after ago: its own dead_after, or the one that the host itself fences by,
+/// whichever is longer.
 template <class V>
 class Hosts {
  public:
   explicit Hosts(HostContext& context) : context_(context) {}
 
   /// Finds out which hosts' lanes may hold anything.
+  /// SYNC POINT: identity (with Joining, which waits until everybody has been here)
   void refresh_active() {
     const PoolMemory& pool = *context_.pool;
+    const std::uint64_t since = context_.now_ms();
     std::uint64_t active = std::uint64_t{1} << context_.host;
     for (std::uint32_t h = 0; h < pool.sb().max_hosts; ++h) {
-      if (h == context_.host) continue;
-      V::observe(&pool.host(h)->identity, kLine);
+      if (h != context_.host) V::observe(Point::identity, &pool.host(h)->identity, kLine);
     }
-    V::observe_fence();
+    V::observe_fence(Point::identity);
     for (std::uint32_t h = 0; h < pool.sb().max_hosts; ++h) {
-      if (h != context_.host && V::load(&pool.host(h)->identity.state) != 0) active |= std::uint64_t{1} << h;
+      if (h == context_.host) continue;
+      if (takes_part(V::load(&pool.host(h)->identity.state))) active |= std::uint64_t{1} << h;
     }
-    context_.active_hosts.store(active, std::memory_order_release);
+    // Other processes of this host may be here too: bits are only added, so that the older of two findings takes
+    // nothing away. The lanes of a host that has left are empty; to read them costs time alone.
+    ControlHeader& header = context_.header();
+    V::fetch_or(&header.active_hosts, active);
+    const std::uint64_t before = V::load(&header.active_since);
+    if (before < since) V::exchange_if(&header.active_since, before, since);
   }
 
-  /// Hardware-coherent hosts see a joiner at once, before its first commit.
-  void refresh_if_shared() {
-    if constexpr (V::mode == VisibilityMode::coherent) {
-      if (context_.sb().max_hosts > 1) refresh_active();
+  /// Called before each look at the index. Hardware-coherent hosts see a joiner at once; elsewhere a joiner waits
+  /// until the live have seen it, and whoever was away for so long that it did not wait for him looks first.
+  void keep_active_fresh() {
+    if (context_.sb().max_hosts == 1) return;
+    if constexpr (V::mode == VisibilityMode::noncoherent) {
+      const std::uint64_t age = context_.now_ms() - V::load(&context_.header().active_since);
+      if (age < context_.options.dead_after_ms / 2 || !V::on(Point::identity, Step::check)) return;
     }
+    refresh_active();
   }
 
   struct Clock {
@@ -49,11 +62,22 @@ class Hosts {
   /// its chunks grow old too.
   Clock clock_of(std::uint32_t h) {
     if (h == context_.host) return {context_.tick(), true};
+    observe_clock(h);
+    V::observe_fence(Point::heartbeat);
+    return judge(h);
+  }
+
+  /// The same in two halves, for batches: observe_clock, observe_fence, judge.
+  /// SYNC POINT: heartbeat (with Heartbeat::publish on the other hosts)
+  void observe_clock(std::uint32_t h) {
+    if (h != context_.host) V::observe(Point::heartbeat, &context_.pool->host(h)->heartbeat, kLine);
+  }
+  Clock judge(std::uint32_t h) {
+    if (h == context_.host) return {context_.tick(), true};
     const HostHeartbeat& beat = context_.pool->host(h)->heartbeat;
-    V::observe(&beat, kLine);
-    V::observe_fence();
-    const std::uint64_t now = boot_ms();
+    const std::uint64_t now = context_.now_ms();
     const std::uint64_t seen = std::uint64_t{V::load(&beat.incarnation)} << 32 | V::load(&beat.tick);
+    const std::uint64_t patience = std::max(context_.options.dead_after_ms, V::load(&beat.dead_after_ms));
     Sight& sight = sights_[h];
     if (sight.value.load(std::memory_order_acquire) != seen || sight.since.load(std::memory_order_acquire) == 0) {
       sight.since.store(now, std::memory_order_release);
@@ -61,15 +85,22 @@ class Hosts {
     }
     const std::uint64_t age = now - sight.since.load(std::memory_order_acquire);
     Clock clock;
-    clock.live = age < context_.options.dead_after_ms;
+    clock.live = age < std::min<std::uint64_t>(patience, kLongestPatienceMs);
     clock.tick = static_cast<std::uint32_t>(seen) + static_cast<std::uint32_t>(clock.live ? 0 : age);
     return clock;
   }
 
  private:
+  static constexpr std::uint64_t kLongestPatienceMs = 3'600'000;
+
+  static bool takes_part(std::uint32_t state) {
+    return state != static_cast<std::uint32_t>(HostState::never) &&
+           state != static_cast<std::uint32_t>(HostState::retired);
+  }
+
   struct Sight {
     std::atomic<std::uint64_t> value{0};
-    std::atomic<std::uint64_t> since{0};  // boot_ms at which `value` was first seen
+    std::atomic<std::uint64_t> since{0};  // now_ms at which `value` was first seen; 0: never
   };
 
   HostContext& context_;

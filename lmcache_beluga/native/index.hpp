@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "descriptor.hpp"
 #include "host_context.hpp"
@@ -30,7 +31,7 @@ class Index {
   /// All lines of a block of keys are observed before one is consumed: a lookup costs memory bandwidth, not
   /// one latency after the other.
   std::size_t find(std::span<const Fingerprint> prints, std::span<Found> out, bool stop_at_miss) const {
-    const std::uint64_t hosts = context_.active_hosts.load(std::memory_order_acquire);
+    const std::uint64_t hosts = context_.active_hosts();
     std::size_t done = 0;
     while (done < prints.size()) {
       const std::size_t n = std::min(kBlock, prints.size() - done);
@@ -52,32 +53,25 @@ class Index {
   }
 
   /// Takes an entry of this host's lane for a slot whose descriptor already carries the fingerprint. False
-  /// when all entries are taken.
+  /// when all entries are taken. Other hosts see it once the caller has confirmed the lane.
+  /// SYNC POINT: lane (with find_block on the other hosts)
   bool insert(const Fingerprint& print, std::uint32_t slot) const {
-    Lane* lane = own_lane(print);
     const std::uint64_t entry = make_entry(print.hi, slot);
-    for (std::uint64_t& place : lane->entries) {
-      if (V::load(&place) == 0 && V::template exchange_if<std::uint64_t>(&place, 0, entry)) {
-        V::publish(lane, kLine);
-        V::confirm(lane);
-        return true;
-      }
+    for (std::uint64_t& place : own_lane(print)->entries) {
+      if (V::load(&place) == 0 && V::template exchange_if<std::uint64_t>(&place, 0, entry)) return true;
     }
     return false;
   }
 
-  /// Removes a slot's entry from this host's lane; false when it has none there.
+  /// Removes a slot's entry from this host's lane; false when it has none there. Not confirmed: an entry that
+  /// another host still sees leads to a descriptor which no longer confirms it.
   bool remove(const Fingerprint& print, std::uint32_t slot) const {
-    Lane* lane = own_lane(print);
     const std::uint64_t entry = make_entry(print.hi, slot);
     bool removed = false;
-    for (std::uint64_t& place : lane->entries) {
+    for (std::uint64_t& place : own_lane(print)->entries) {
       if (V::load(&place) == entry) removed |= V::template exchange_if<std::uint64_t>(&place, entry, 0);
     }
-    if (removed) {
-      V::publish(lane, kLine);
-      V::confirm(lane);
-    }
+    if (removed) V::write_back_soon(Point::lane, own_lane(print));
     return removed;
   }
 
@@ -91,6 +85,16 @@ class Index {
   }
 
   bool holds(const Fingerprint& print, std::uint32_t slot) const { return entries_of(print, slot) != 0; }
+
+  /// Every copy of a key: two hosts, or two processes of one, may have stored it at once.
+  void find_all(const Fingerprint& print, std::vector<Found>& copies) const {
+    const std::uint64_t hosts = context_.active_hosts();
+    for (std::uint64_t rest = hosts; rest; rest &= rest - 1) {
+      Found found;
+      find_block({&print, 1}, {&found, 1}, rest & ~(rest - 1));
+      if (found) copies.push_back(found);
+    }
+  }
 
   /// A copy of the key in an extent of this host, ready or closing.
   Found find_own(const Fingerprint& print) const {
@@ -113,10 +117,7 @@ class Index {
       if (entry == 0 || confirmed(entry, bucket, from_dead)) continue;
       if (V::template exchange_if<std::uint64_t>(&place, entry, 0)) ++dropped;
     }
-    if (dropped) {
-      V::publish(lane, kLine);
-      V::confirm(lane);
-    }
+    if (dropped) V::write_back_soon(Point::lane, lane);
     return dropped;
   }
 
@@ -130,30 +131,59 @@ class Index {
     if (!context_.slot_in_range(slot)) return false;
     if (!context_.control->extent(pool_.extent_of(slot)).owned) return false;
     HotDescriptor hot;
-    const HotDescriptor* line = pool_.hot(slot);
-    V::observe(line, kLine);
-    V::observe_fence();
+    const HotDescriptor* line = pool_.hot(slot);  // of an own extent
     if (!read_hot<V>(line, hot)) return true;  // somebody is changing it: alive
     if (!is_state(hot.word) || state_of(hot.word) == SlotState::free) return false;
     if (from_dead && state_of(hot.word) == SlotState::writing) return false;
     return pool_.bucket_of(hot.print_lo) == bucket && make_entry(hot.print_hi, slot) == entry;
   }
 
+  /// SYNC POINT: lane (with insert, confirmed by Publication); ready (with Publication)
   void find_block(std::span<const Fingerprint> prints, std::span<Found> out, std::uint64_t hosts) const {
+    const std::uint64_t others = hosts & ~(std::uint64_t{1} << context_.host);
     for (const Fingerprint& print : prints) {
       const std::uint64_t bucket = pool_.bucket_of(print.lo);
-      for (std::uint64_t rest = hosts; rest; rest &= rest - 1) {
-        V::observe(pool_.lane(bucket, static_cast<std::uint32_t>(__builtin_ctzll(rest))), kLine);
+      if (hosts != others) V::prefetch(pool_.lane(bucket, context_.host));
+      for (std::uint64_t rest = others; rest; rest &= rest - 1) {
+        V::observe(Point::lane, pool_.lane(bucket, static_cast<std::uint32_t>(__builtin_ctzll(rest))), kLine);
       }
     }
-    V::observe_fence();
+    if (others != 0) {
+      V::observe_fence(Point::lane);
+      fetch_lanes(prints, others);
+    }
     std::array<std::uint32_t, kBlock> candidates;
     for (std::size_t i = 0; i < prints.size(); ++i) {
       candidates[i] = next_candidate(prints[i], hosts, 0);
-      if (candidates[i] != kNone) V::observe(pool_.hot(candidate_slot(prints[i], candidates[i])), kLine);
+      if (candidates[i] != kNone) observe_hot(candidate_slot(prints[i], candidates[i]));
     }
-    V::observe_fence();
+    if (V::mode == VisibilityMode::noncoherent && others != 0) {
+      V::observe_fence(Point::ready);
+      for (std::size_t i = 0; i < prints.size(); ++i) {
+        if (candidates[i] != kNone) V::prefetch(pool_.hot(candidate_slot(prints[i], candidates[i])));
+      }
+    }
     for (std::size_t i = 0; i < prints.size(); ++i) out[i] = confirm(prints[i], hosts, candidates[i]);
+  }
+
+  void observe_hot(std::uint32_t slot) const {
+    if (context_.owns(slot)) {
+      V::prefetch(pool_.hot(slot));
+    } else {
+      V::observe(Point::ready, pool_.hot(slot), kLine);
+    }
+  }
+
+  /// Flushed lines come back from the device all at once, not one after the other.
+  void fetch_lanes(std::span<const Fingerprint> prints, std::uint64_t others) const {
+    if constexpr (V::mode == VisibilityMode::noncoherent) {
+      for (const Fingerprint& print : prints) {
+        const std::uint64_t bucket = pool_.bucket_of(print.lo);
+        for (std::uint64_t rest = others; rest; rest &= rest - 1) {
+          V::prefetch(pool_.lane(bucket, static_cast<std::uint32_t>(__builtin_ctzll(rest))));
+        }
+      }
+    }
   }
 
   // A candidate is a place: host << 3 | entry. Its entry may change under us, so it is read again, and a slot
@@ -192,8 +222,8 @@ class Index {
       const std::uint32_t slot = candidate_slot(print, place);
       const HotDescriptor* line = pool_.hot(slot);
       if (!first) {
-        V::observe(line, kLine);
-        V::observe_fence();
+        observe_hot(slot);
+        V::observe_fence(Point::ready);
       }
       // The first words decide; the sequence is checked around them as in read_hot.
       const std::uint64_t word = V::load(&line->word);

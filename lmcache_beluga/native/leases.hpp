@@ -20,7 +20,7 @@ struct Lease {
   std::uint64_t generation = 0;
   Fingerprint print;
   std::uint64_t epoch = 0;                // lease epoch it was made under
-  std::atomic<std::uint64_t> expiry{0};   // boot_ms; this process trusts nothing from then on
+  std::atomic<std::uint64_t> expiry{0};   // now_ms; this process trusts nothing from then on
   std::atomic<bool> lost{false};
   std::uint32_t holders = 0;              // guarded by Leases' mutex
 
@@ -73,7 +73,7 @@ class Leases {
     const std::size_t n = index_.find(prints, found, stop_at_miss);
     bool closing = false;
     {
-      std::lock_guard guard(mutex_);
+      const std::lock_guard guard(mutex_);
       hold(prints, std::span(found).first(n), out);
       closing = observe(prints, record_of, std::span(found).first(n), out);
     }
@@ -84,12 +84,15 @@ class Leases {
         if (out[k] || !found[k] || state_of(found[k].word) != SlotState::closing) continue;
         found[k] = index_.find_one(prints[k]);
         if (!found[k]) continue;
-        std::lock_guard guard(mutex_);
+        const std::lock_guard guard(mutex_);
         hold(prints.subspan(k, 1), std::span(found).subspan(k, 1), std::span(out).subspan(k, 1));
         closing |= observe(
             prints.subspan(k, 1), [&](std::size_t) { return record_of(k); }, std::span(found).subspan(k, 1),
             std::span(out).subspan(k, 1));
       }
+    }
+    for (const auto& lease : out) {
+      if (lease) freshen_payload(*lease);
     }
     if (stop_at_miss) {
       bool missed = false;
@@ -106,7 +109,7 @@ class Leases {
   std::shared_ptr<Lease> hold_unpublished(const Fingerprint& print, std::uint32_t slot, std::uint64_t word) {
     const Found found{slot, word};
     std::shared_ptr<Lease> lease;
-    std::lock_guard guard(mutex_);
+    const std::lock_guard guard(mutex_);
     hold({&print, 1}, {&found, 1}, {&lease, 1});
     return lease;
   }
@@ -115,67 +118,83 @@ class Leases {
   void complete(std::shared_ptr<Lease>& lease) {
     Found found{lease->slot, 0};
     const Fingerprint print = lease->print;
-    std::lock_guard guard(mutex_);
+    const std::lock_guard guard(mutex_);
     observe({&print, 1}, [](std::size_t) { return std::span<const std::byte>{}; }, {&found, 1}, {&lease, 1});
   }
 
   /// Gives one hold back. Local, cannot fail.
   void release(const std::shared_ptr<Lease>& lease) { release({&lease, 1}); }
   void release(std::span<const std::shared_ptr<Lease>> leases) {
-    const std::uint32_t tick = context_.tick();
-    std::lock_guard guard(mutex_);
-    for (const auto& lease : leases) release_locked(lease, tick);
+    const std::lock_guard guard(mutex_);
+    for (const auto& lease : leases) release_locked(lease);
+  }
+
+  /// May a transfer under this lease go on, as far as this process can tell without a look at the pool?
+  bool usable(const Lease& lease) const noexcept {
+    return !lease.lost.load(std::memory_order_acquire) &&
+           context_.now_ms() < lease.expiry.load(std::memory_order_acquire) &&
+           lease.epoch == V::load(&context_.header().lease_epoch) && !context_.late();
   }
 
   /// Is the chunk untouched since it was leased? Asked after every transfer. A lost lease is counted once.
   bool valid(Lease& lease) {
     if (lease.lost.load(std::memory_order_acquire)) return false;
+    // SYNC POINT: freed (with Slots::free_slot): whoever writes the slot anew has confirmed its next generation.
     const HotDescriptor* line = pool_.hot(lease.slot);
-    V::observe(line, kLine);
-    V::observe_fence();
+    observe_hot(Point::freed, lease.slot);
     const std::uint64_t word = V::load(&line->word);
     const Fingerprint print{V::load(&line->print_lo), V::load(&line->print_hi)};
     const bool same = generation_of(word) == lease.generation && print == lease.print &&
                       (state_of(word) == SlotState::ready || state_of(word) == SlotState::closing);
-    if (same && boot_ms() < lease.expiry.load(std::memory_order_acquire) &&
-        lease.epoch == V::load(&context_.header().lease_epoch) && !pool_.faulted()) {
-      return true;
-    }
+    if (same && usable(lease) && !pool_.faulted()) return true;
     lose(lease);
     return false;
   }
 
   /// Prolongs what has used up half its time. Called by the heartbeat.
   void renew() {
-    std::lock_guard guard(mutex_);
-    const std::uint64_t now = boot_ms();
+    const std::lock_guard guard(mutex_);
+    const std::uint64_t now = context_.now_ms();
+    const std::uint64_t epoch = V::load(&context_.header().lease_epoch);
+    std::vector<Lease*> renewed;
+    std::vector<Place> stamps;
     for (auto& [slot, lease] : held_) {
-      const std::uint64_t expiry = lease->expiry.load(std::memory_order_acquire);
-      if (lease->lost.load(std::memory_order_acquire) || expiry > now + context_.options.lease_ms / 2) continue;
-      renew_locked(*lease, now, expiry);
+      if (lease->lost.load(std::memory_order_acquire) ||
+          lease->expiry.load(std::memory_order_acquire) > now + context_.options.lease_ms / 2) {
+        continue;
+      }
+      if (lease->epoch != epoch) {
+        lose(*lease);
+      } else if (raise(slot, now, now + context_.options.lease_ms)) {
+        renewed.push_back(lease.get());
+        stamps.push_back({Point::renewal, pool_.stamp(context_.host, slot)});
+      }
     }
+    // SYNC POINT: renewal (with slot_use)
+    V::confirm_all(stamps);
+    for (Lease* lease : renewed) end_renewal(*lease, now + context_.options.lease_ms);
   }
 
   std::uint64_t count() {
-    std::lock_guard guard(mutex_);
+    const std::lock_guard guard(mutex_);
     return held_.size();
   }
 
   /// Gives everything back, whoever holds it. Called at detach.
   void drop_all() {
-    std::lock_guard guard(mutex_);
+    const std::lock_guard guard(mutex_);
     while (!held_.empty()) {
       const std::shared_ptr<Lease> lease = held_.begin()->second;
       lease->lost.store(true, std::memory_order_release);
-      let_go(lease, context_.tick());
+      let_go(lease);
     }
   }
 
   /// Takes a dead process out of a slot's mask, and ends the host's lease if it was the last.
   void forget_process(std::uint32_t slot, std::uint32_t process) {
     std::uint64_t* mask = context_.control->lease_mask(slot);
-    if (V::load(mask) & lowering_bit(process)) __atomic_fetch_and(mask, ~lowering_bit(process), __ATOMIC_SEQ_CST);
-    if (V::load(mask) & bit(process)) give_back(slot, process, context_.tick());
+    if (V::load(mask) & lowering_bit(process)) V::fetch_and(mask, ~lowering_bit(process));
+    if (V::load(mask) & bit(process)) give_back(slot, process);
   }
 
   /// Raises a slot's recency to now, without leasing it.
@@ -184,15 +203,16 @@ class Leases {
     std::uint32_t* stamp = pool_.stamp(context_.host, slot);
     for (int i = 0; i < kStampRetries; ++i) {
       const std::uint32_t old = V::load(stamp);
-      const std::uint32_t now = context_.tick();
+      const std::uint32_t now = context_.published_tick();
       if (old != 0 && static_cast<std::int32_t>(old - now) >= 0) return;  // leased, or as recent
       if (V::exchange_if(stamp, old, now)) break;
     }
-    V::publish(stamp, 4);
+    V::publish(Point::stamp_lowered, stamp, 4);
   }
 
  private:
   static constexpr int kClosingRetries = 8;
+  static constexpr std::size_t kColdAhead = 3 * kLine;  // cold lines that nearly all records fit into
   static constexpr int kStampRetries = 64;
 
   static std::uint64_t bit(std::uint32_t process) { return std::uint64_t{1} << (process - 1); }
@@ -205,21 +225,21 @@ class Leases {
     if (reserved_[extent].load(std::memory_order_acquire)) return;
     const std::uint32_t per_extent = pool_.sb().slots_per_extent;
     pool_.reserve_stamps(context_.host, extent, per_extent);
-    context_.control->reserve_masks(pool_.first_slot(extent), per_extent);
+    context_.control->reserve_slots(pool_.first_slot(extent), per_extent);
     reserved_[extent].store(true, std::memory_order_release);
   }
 
   /// First half of a lease: writes the stamps, confirmed.
   void hold(std::span<const Fingerprint> prints, std::span<const Found> found,
             std::span<std::shared_ptr<Lease>> out) {
-    const std::uint64_t now = boot_ms();
+    const std::uint64_t now = context_.now_ms();
     for (const Found& f : found) {
       if (!f) continue;
-      __builtin_prefetch(pool_.stamp(context_.host, f.slot), 1);
-      __builtin_prefetch(context_.control->lease_mask(f.slot), 1);
+      V::prefetch(pool_.stamp(context_.host, f.slot));
+      V::prefetch(context_.control->lease_mask(f.slot));
     }
     const std::uint64_t epoch = V::load(&context_.header().lease_epoch);
-    std::vector<const void*> stamps;
+    std::vector<Place> stamps;
     stamps.reserve(found.size());
     for (std::size_t i = 0; i < found.size(); ++i) {
       if (!found[i]) continue;
@@ -246,22 +266,24 @@ class Leases {
       lease->print = prints[i];
       lease->epoch = epoch;
       lease->holders = 1;
-      __atomic_fetch_or(context_.control->lease_mask(found[i].slot), bit(context_.process), __ATOMIC_SEQ_CST);
+      V::fetch_or(context_.control->lease_mask(found[i].slot), bit(context_.process));
       const std::uint64_t expiry = now + context_.options.lease_ms;
       if (!raise(found[i].slot, now, expiry)) {
-        give_back(found[i].slot, context_.process, context_.tick_at(now));
+        give_back(found[i].slot, context_.process);
         held_.erase(found[i].slot);
         continue;
       }
       lease->expiry.store(expiry, std::memory_order_release);
-      stamps.push_back(pool_.stamp(context_.host, found[i].slot));
+      // The evictor of an own chunk is of this host: it sees the stamp as soon as the exchange is done.
+      if (V::mode == VisibilityMode::coherent || !context_.owns(found[i].slot)) {
+        stamps.push_back({Point::stamp, pool_.stamp(context_.host, found[i].slot)});
+      }
       held = lease;
       out[i] = std::move(lease);
     }
-    // SYNC POINT: lease-or-evict (with slot_use, after CLOSING). Either the evictor sees the stamp, or the
-    // observation below sees CLOSING.
-    for (const void* stamp : stamps) V::publish(stamp, 4);
-    V::confirm_all(stamps.data(), stamps.size());
+    // SYNC POINT: stamp (with slot_use after CLOSING, confirmed by Eviction::close). Dekker's pattern: either the
+    // evictor sees the stamp, or the observation that follows sees CLOSING.
+    V::confirm_all(stamps);
   }
 
   /// Second half: only a descriptor observed after the stamp was confirmed makes a lease. Returns whether some
@@ -269,12 +291,14 @@ class Leases {
   template <class RecordOf>
   bool observe(std::span<const Fingerprint> prints, RecordOf&& record_of, std::span<Found> found,
                std::span<std::shared_ptr<Lease>> out) {
+    bool foreign = false;
     for (const auto& lease : out) {
-      if (!lease) continue;
-      V::observe(pool_.hot(lease->slot), kLine);
-      if (lease->size == 0) V::observe(pool_.cold(lease->slot), 3 * kLine);
+      if (!lease || (V::mode == VisibilityMode::noncoherent && context_.owns(lease->slot))) continue;
+      V::observe(Point::closing, pool_.hot(lease->slot), kLine);
+      if (lease->size == 0) V::observe(Point::record, pool_.cold(lease->slot), kColdAhead);
+      foreign = true;
     }
-    V::observe_fence();
+    if (foreign) V::observe_fence(Point::closing);
     bool closing = false;
     for (std::size_t i = 0; i < found.size(); ++i) {
       if (!out[i]) continue;
@@ -282,7 +306,7 @@ class Leases {
       HotDescriptor hot;
       const bool read = read_hot<V>(pool_.hot(lease.slot), hot);
       bool good = read && generation_of(hot.word) == lease.generation && print_of(hot) == prints[i] &&
-                  state_of(hot.word) == SlotState::ready;
+                  state_of(hot.word) == SlotState::ready && !context_.late();
       if (read && is_state(hot.word) && state_of(hot.word) == SlotState::closing) closing = true;
       found[i].word = read ? hot.word : found[i].word;
       if (good && lease.size == 0) good = learn(lease, hot);
@@ -293,7 +317,7 @@ class Leases {
                                   std::memcmp(wanted.data(), lease.record().data(), wanted.size()) == 0);
       }
       if (!good) {
-        release_locked(out[i], context_.tick());
+        release_locked(out[i]);
         out[i] = nullptr;
       }
     }
@@ -307,6 +331,10 @@ class Leases {
       context_.count(Count::garbage);
       return false;
     }
+    if (bytes > kColdAhead && !context_.owns(lease.slot)) {
+      V::observe(Point::record, pool_.cold(lease.slot) + kColdAhead, bytes - kColdAhead);
+      V::observe_fence(Point::record);
+    }
     const ReadResult result = read_cold<V>(pool_, lease.slot, hot, {lease.make_cold(bytes), bytes});
     if (result != ReadResult::ok) {
       if (result == ReadResult::garbage) context_.count(Count::garbage);
@@ -316,8 +344,27 @@ class Leases {
     lease.offset = hot.offset;
     lease.record_bytes = hot.record_bytes;
     lease.meta_bytes = hot.meta_bytes;
-    V::observe_payload(pool_.payload(pool_.extent_of(lease.slot)) + hot.offset, hot.size);
     return true;
+  }
+
+  /// Drops what this host's caches hold of the payload of an earlier chunk. Once for each chunk and host: from then
+  /// on nothing older can come back. A chunk that this host wrote passed through its own coherent caches.
+  /// SYNC POINT: payload (with Publication), after READY was observed
+  void freshen_payload(const Lease& lease) const {
+    if constexpr (V::mode == VisibilityMode::noncoherent) {
+      std::uint64_t* fresh = context_.control->fresh_generation(lease.slot);
+      const std::uint64_t mark = lease.generation + 1;  // 0: none
+      if (V::load(fresh) == mark) return;
+      V::observe_payload(pool_.payload(pool_.extent_of(lease.slot)) + lease.offset, lease.size,
+                         context_.payload_cached());
+      V::store(fresh, mark);
+    }
+  }
+
+  void observe_hot(Point point, std::uint32_t slot) const {
+    if (V::mode == VisibilityMode::noncoherent && context_.owns(slot)) return;
+    V::observe(point, pool_.hot(slot), kLine);
+    V::observe_fence(point);
   }
 
   /// Raises this host's stamp of a slot to the tick of `expiry`, or one more than it was: always to a new value.
@@ -338,22 +385,12 @@ class Leases {
     return false;
   }
 
-  void renew_locked(Lease& lease, std::uint64_t now, std::uint64_t old_expiry) {
-    if (lease.epoch != V::load(&context_.header().lease_epoch)) {
-      lose(lease);
-      return;
-    }
-    const std::uint64_t expiry = now + context_.options.lease_ms;
-    if (!raise(lease.slot, now, expiry)) return;
-    const std::uint32_t* stamp = pool_.stamp(context_.host, lease.slot);
-    V::publish(stamp, 4);
-    V::confirm(stamp);
-    if (boot_ms() >= old_expiry) {
-      // Too late to prolong: this is a new lease, and needs to see the descriptor after its stamp.
-      const HotDescriptor* line = pool_.hot(lease.slot);
-      V::observe(line, kLine);
-      V::observe_fence();
-      const std::uint64_t word = V::load(&line->word);
+  /// The stamp has been raised and confirmed. Too late to prolong, it is a new lease, and the descriptor has to be
+  /// seen after it.
+  void end_renewal(Lease& lease, std::uint64_t expiry) {
+    if (context_.now_ms() >= lease.expiry.load(std::memory_order_acquire) && V::on(Point::renewal, Step::check)) {
+      observe_hot(Point::renewal, lease.slot);
+      const std::uint64_t word = V::load(&pool_.hot(lease.slot)->word);
       if (generation_of(word) != lease.generation || state_of(word) != SlotState::ready) {
         lose(lease);
         return;
@@ -366,21 +403,22 @@ class Leases {
     if (!lease.lost.exchange(true, std::memory_order_acq_rel)) context_.count(Count::lost_leases);
   }
 
-  void release_locked(const std::shared_ptr<Lease>& lease, std::uint32_t tick) {
+  void release_locked(const std::shared_ptr<Lease>& lease) {
     if (lease->holders == 0 || --lease->holders != 0) return;
-    let_go(lease, tick);
+    let_go(lease);
   }
 
-  void let_go(const std::shared_ptr<Lease>& lease, std::uint32_t tick) {
+  void let_go(const std::shared_ptr<Lease>& lease) {
     const auto it = held_.find(lease->slot);
     if (it == held_.end() || it->second != lease) return;  // the slot has a newer lease
     const std::uint32_t slot = lease->slot;
     held_.erase(it);
-    give_back(slot, context_.process, tick);
+    give_back(slot, context_.process);
   }
 
-  /// Clears a process's bit; as the last one, lowers the stamp to `tick`, now, which is also the slot's recency.
-  void give_back(std::uint32_t slot, std::uint32_t process, std::uint32_t tick) {
+  /// Clears a process's bit; as the last one, lowers the stamp to the last published tick: no lease any more in
+  /// anybody's eyes, and the slot's recency.
+  void give_back(std::uint32_t slot, std::uint32_t process) {
     std::uint64_t* mask = context_.control->lease_mask(slot);
     std::uint32_t* stamp = pool_.stamp(context_.host, slot);
     const std::uint32_t seen = V::load(stamp);
@@ -390,15 +428,16 @@ class Leases {
       after = before == bit(process) ? lowering_bit(process) : before & ~bit(process);
     } while (!__atomic_compare_exchange_n(mask, &before, after, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
     if (after != lowering_bit(process)) return;
-    if (V::exchange_if(stamp, seen, tick)) V::publish(stamp, 4);
-    __atomic_fetch_and(mask, ~lowering_bit(process), __ATOMIC_SEQ_CST);
+    // SYNC POINT: stamp_lowered (with slot_use)
+    if (V::exchange_if(stamp, seen, context_.published_tick())) V::publish(Point::stamp_lowered, stamp, 4);
+    V::fetch_and(mask, ~lowering_bit(process));
   }
 
   HostContext& context_;
   const PoolMemory& pool_;
   Index<V>& index_;
   Hosts<V>& hosts_;
-  std::mutex mutex_;
+  typename V::Mutex mutex_;
   std::unordered_map<std::uint32_t, std::shared_ptr<Lease>> held_;
   std::vector<std::atomic<bool>> reserved_;  // by extent
 };

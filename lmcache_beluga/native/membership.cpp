@@ -11,10 +11,12 @@
 #include <cstring>
 #include <thread>
 
+#include "cache_instructions.hpp"
 #include "clock.hpp"
 #include "control_path.hpp"
 #include "errors.hpp"
 #include "format.hpp"
+#include "identity.hpp"
 #include "visibility.hpp"
 
 namespace beluga {
@@ -65,8 +67,8 @@ std::string host_in_use_text(const PoolMemory& pool, std::uint32_t host) {
 /// Refuses a device that machines share when the host page belongs to another machine.
 void check_machine(const PoolMemory& pool, const AttachOptions& options) {
   if (options.takeover || pool.devices()[0]->file().kind() != DeviceKind::devdax) return;
-  const HostIdentity& identity = pool.host(options.host_id)->identity;
-  if (Coherent::load(&identity.state) == 0) return;
+  const HostIdentity identity = observe_identity<Noncoherent<CacheMachine>>(pool, options.host_id);
+  if (identity.state != static_cast<std::uint32_t>(HostState::member)) return;
   std::uint8_t mine[16];
   read_machine_id(mine);
   if (std::memcmp(mine, identity.machine, sizeof(mine)) == 0) return;
@@ -161,6 +163,7 @@ Membership join_host(const PoolMemory& pool, const AttachOptions& options) {
     alone->downgrade();  // the processes that come next share it; a stranger still cannot have it alone
     member.attached = std::move(*alone);
     if (ours) await_the_dead(control, options.dead_after_ms);
+    if (ours) member.former_nonce = control.header().nonce;
     control.reset(pool, options.host_id);
   } else {
     auto shared = RangeLock::try_take(pool.lock_fd(), byte, LockMode::shared);

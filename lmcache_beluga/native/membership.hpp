@@ -17,6 +17,7 @@ struct Membership {
   RangeLock alive;         // exclusive, on the process entry's byte
   std::uint32_t process = 0;
   bool first = false;
+  std::uint64_t former_nonce = 0;  // of the host's earlier processes, if this control block was theirs
 };
 
 /// Finds or makes the host's control block and takes a process entry. Throws host_in_use, key_scheme, pool_busy

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "cache_instructions.hpp"
 #include "errors.hpp"
 #include "format.hpp"
 #include "membership.hpp"
@@ -47,9 +48,9 @@ void check_scheme(const PoolMemory& pool, const AttachOptions& options, std::uin
                                            options.key_scheme + "'" + fix);
   }
   for (std::uint32_t h = 0; h < pool.sb().max_hosts; ++h) {
-    const HostIdentity& identity = pool.host(h)->identity;
-    const std::uint64_t theirs = Coherent::load(&identity.key_scheme);
-    if (Coherent::load(&identity.state) == 0 || theirs == 0 || theirs == print) continue;
+    const HostIdentity identity = observe_identity<Noncoherent<CacheMachine>>(pool, h);
+    const std::uint64_t theirs = identity.key_scheme;
+    if (identity.state != static_cast<std::uint32_t>(HostState::member) || theirs == 0 || theirs == print) continue;
     throw Error(ErrorKind::key_scheme, path + " holds chunks of host " + std::to_string(h) +
                                            " that were hashed in another way; this process hashes as '" +
                                            options.key_scheme + "'" + fix);
@@ -60,10 +61,11 @@ void check_scheme(const PoolMemory& pool, const AttachOptions& options, std::uin
 
 std::shared_ptr<PoolCore> attach_pool(std::shared_ptr<PoolMemory> pool, const AttachOptions& options) {
   check_options(*pool, options);
-  if (pool->sb().visibility != VisibilityMode::coherent) {
-    throw Error(ErrorKind::unsupported,
-                "the pool was formatted with visibility=noncoherent, which this build cannot run: format it with "
-                "--visibility coherent for the processes of one machine");
+  const bool coherent = pool->sb().visibility == VisibilityMode::coherent;
+  if (const char* why = why_not_noncoherent(); !coherent && *why) {
+    throw Error(ErrorKind::unsupported, pool->devices()[0]->file().path() +
+                                            " was formatted with visibility=noncoherent, and this machine cannot take "
+                                            "part: " + why);
   }
   const std::uint64_t scheme =
       options.key_scheme.empty() ? 0 : checksum64(std::as_bytes(std::span(options.key_scheme))) | 1;
@@ -76,8 +78,14 @@ std::shared_ptr<PoolCore> attach_pool(std::shared_ptr<PoolMemory> pool, const At
   // In a forked child the handle is left alone for ever: its heartbeat does not exist there, and to destroy the
   // condition variable on which it waits would wait for it.
   const std::uint64_t forks = fork_generation();
-  return {new Store<Coherent>(pool, std::move(member), options, scheme), [forks](const PoolCore* store) {
-            if (forks == fork_generation()) delete store;
+  PoolCore* store = nullptr;
+  if (coherent) {
+    store = new Store<Coherent>(pool, std::move(member), options, scheme);
+  } else {
+    store = new Store<Noncoherent<CacheMachine>>(pool, std::move(member), options, scheme);
+  }
+  return {store, [forks](const PoolCore* handle) {
+            if (forks == fork_generation()) delete handle;
           }};
 }
 

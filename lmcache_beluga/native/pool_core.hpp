@@ -12,11 +12,10 @@
 #include "host_context.hpp"
 #include "key_record.hpp"
 #include "leases.hpp"
+#include "publication.hpp"
 #include "slots.hpp"
 
 namespace beluga {
-
-enum class PutResult { stored = 0, duplicate = 1, refused = 2 };
 
 /// One chunk as a walk over the pool finds it.
 struct Entry {
@@ -125,6 +124,8 @@ class PoolCore {
   virtual std::size_t touch(std::span<const Fingerprint> prints) = 0;
   virtual std::size_t remove(std::span<const Fingerprint> prints) = 0;
   virtual std::uint64_t clear() = 0;
+  /// Empties this host and takes its page out of use. False: chunks are still leased; try again in a while.
+  virtual bool retire() = 0;
   virtual std::uint64_t evict(std::uint64_t bytes) = 0;
 
   /// Chunks from slot `cursor` on, at most `most`; `cursor` moves on, and past the last slot at the end.

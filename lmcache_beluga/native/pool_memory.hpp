@@ -63,6 +63,12 @@ class PoolMemory {
   void reserve_descriptors(std::uint32_t extent, std::uint32_t slots) const;
   void reserve_stamps(std::uint32_t host, std::uint32_t extent, std::uint32_t slots) const;
 
+  /// Can processes of other machines, whose locks are not seen here, map this pool?
+  bool shared_between_machines() const noexcept {
+    const DeviceKind kind = devices_[0]->file().kind();
+    return kind == DeviceKind::devdax || kind == DeviceKind::file;
+  }
+
   /// An access met a page that is gone.
   bool faulted() const noexcept;
   /// A device has become smaller than the superblock says.

@@ -1,31 +1,15 @@
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 
 #include <unistd.h>
 
+#include "identity.hpp"
 #include "slots.hpp"
 #include "stamps.hpp"
 
 namespace beluga {
-
-/// Writes who this host is into its page.
-template <class V>
-void publish_identity(const HostContext& context, std::uint64_t key_scheme) {
-  HostPage& page = *context.pool->host(context.host);
-  HostIdentity identity{};
-  identity.state = static_cast<std::uint32_t>(HostState::member);
-  identity.incarnation = context.header().incarnation;
-  identity.nonce = context.header().nonce;
-  read_machine_id(identity.machine);
-  identity.key_scheme = key_scheme;
-  identity.epoch = context.sb().epoch;
-  identity.joined_unix_ms = unix_ms();
-  identity.crc = crc32c(0, {reinterpret_cast<const std::byte*>(&identity), 56});
-  store_words<V>(&page.identity, &identity, sizeof(identity));
-  V::publish(&page.identity, kLine);
-  V::confirm(&page.identity);
-}
 
 /// What the first process of a host does before anybody else of it may start: it rebuilds the control block from
 /// the pool and finishes what the host's earlier processes left undone.
@@ -40,32 +24,44 @@ class Recovery {
         slots_(slots),
         extents_(extents) {}
 
-  void run(std::uint64_t key_scheme) {
+  /// The tick goes on where it stopped, so that recency outlives the processes; the lease epoch begins. Before
+  /// anything else of a new control block is used.
+  void start_clock() {
     HostPage& page = *pool_.host(context_.host);
     ControlHeader& header = context_.header();
-    HostIdentity identity;
-    load_words<V>(&identity, &page.identity, sizeof(identity));
-    if (key_scheme == 0) key_scheme = identity.key_scheme;  // of the chunks that are here already
-
-    // The tick goes on where it stopped, so that recency outlives the processes.
-    const std::uint32_t last_tick = V::load(&page.heartbeat.tick);
-    header.incarnation = identity.incarnation + 1;
-    header.tick_base = boot_ms() - last_tick - 1;
-    header.last_beat = boot_ms();
+    V::observe(Point::recovery, &page.heartbeat, kLine);
+    V::observe_fence(Point::recovery);
+    header.last_beat = context_.now_ms();
+    header.tick_base = header.last_beat - std::max(V::load(&page.heartbeat.tick), 1u);  // 0 stands for none
     header.lease_epoch = 1;
+    V::store(&header.active_hosts, std::uint64_t{1} << context_.host);
+  }
 
-    publish_identity<V>(context_, key_scheme);
+  /// Once the host page is this host's.
+  void run() {
+    HostPage& page = *pool_.host(context_.host);
+    ControlHeader& header = context_.header();
     char name[sizeof(page.name)] = {};
     gethostname(name, sizeof(name) - 1);
     store_words<V>(page.name, name, sizeof(name));
-    V::publish(page.name, sizeof(name));
-    hosts_.refresh_active();
+    V::publish(Point::statistics, page.name, sizeof(name));
 
+    observe_own();
     recover_extents();
     V::store(&header.ready, std::uint32_t{1});
   }
 
  private:
+  /// What this host wrote last may have been written on another machine: no line of it that lies in a cache here is
+  /// trusted. Extent by extent, the rest follows.
+  /// SYNC POINT: recovery (with every confirm of this host's earlier processes)
+  void observe_own() {
+    const Superblock& sb = pool_.sb();
+    V::observe(Point::recovery, pool_.claims(context_.host), sb.extents);
+    for (std::uint64_t b = 0; b < sb.buckets; ++b) V::observe(Point::recovery, pool_.lane(b, context_.host), kLine);
+    V::observe_fence(Point::recovery);
+  }
+
   void recover_extents() {
     bool any = false;
     for (std::uint32_t e = 0; e < pool_.sb().extents; ++e) {
@@ -78,7 +74,8 @@ class Recovery {
           if (claim != Claim::none) extents_.publish_claim(e, Claim::none);
           continue;
         }
-        extents_.publish_claim(e, Claim::owned);
+        // Somebody may be claiming it just now.
+        if (!extents_.claim(e)) continue;
         context_.count(Count::repaired);
       }
       any = true;
@@ -105,9 +102,10 @@ class Recovery {
   void recover_extent(std::uint32_t e) {
     ExtentControl& control = context_.control->extent(e);
     control = ExtentControl{};
-    control.owned = 1;
     ExtentHeader header;
-    if (!extents_.read_header(e, header) || header.owner != context_.host) {
+    const bool readable = extents_.read_header(e, header) && header.owner == context_.host;  // observed: not owned yet
+    control.owned = 1;
+    if (!readable) {
       // Claimed but never cut, or its header is damaged: its chunks cannot be trusted. Every descriptor that
       // could carry one is voided, and the extent is cut anew when it is needed.
       for (std::uint32_t i = 0; i < pool_.sb().slots_per_extent; ++i) void_slot(pool_.first_slot(e) + i);
@@ -115,6 +113,9 @@ class Recovery {
     }
     pool_.reserve_descriptors(e, header.slots);
     extents_.reserve_leases(e);
+    V::observe(Point::recovery, pool_.hot(pool_.first_slot(e)), std::uint64_t{header.slots} * kLine);
+    V::observe(Point::recovery, pool_.cold(pool_.first_slot(e)), std::uint64_t{header.slots} * pool_.sb().record_bytes);
+    V::observe_fence(Point::recovery);
     control.slot_size = header.slot_size;
     control.slots = header.slots;
     const std::uint32_t first = pool_.first_slot(e);
@@ -142,15 +143,16 @@ class Recovery {
     }
     if (keep && !index_.holds(print_of(hot), slot)) {
       keep = index_.insert(print_of(hot), slot);
+      V::confirm(Point::lane, index_.own_lane(print_of(hot)), kLine);
       context_.count(Count::repaired);
     }
     if (keep) {
       const std::uint64_t ready = make_word(generation_of(hot.word), 0, SlotState::ready);
-      if (hot.word != ready) publish_word<V>(line, ready);
+      if (hot.word != ready) publish_word<V>(Point::reopen, line, ready);
       return false;
     }
     index_.remove(print_of(hot), slot);
-    publish_word<V>(line, make_word(generation_of(hot.word) + 1, 0, SlotState::free));
+    publish_word<V>(Point::freed, line, make_word(generation_of(hot.word) + 1, 0, SlotState::free));
     return true;
   }
 
@@ -158,7 +160,7 @@ class Recovery {
     HotDescriptor* line = pool_.hot(slot);
     const std::uint64_t word = V::load(&line->word);
     if (word == 0 || (is_state(word) && state_of(word) == SlotState::free)) return;
-    publish_word<V>(line, make_word(generation_of(word) + 1, 0, SlotState::free));
+    publish_word<V>(Point::void_slot, line, make_word(generation_of(word) + 1, 0, SlotState::free));
     context_.count(Count::garbage);
   }
 
@@ -166,14 +168,16 @@ class Recovery {
   void lower_stamps(std::uint32_t e) {
     ExtentHeader header;
     if (!extents_.read_header(e, header)) return;
-    const std::uint32_t now = context_.tick();
+    const std::uint32_t now = context_.published_tick();
     pool_.reserve_stamps(context_.host, e, header.slots);
+    V::observe(Point::recovery, pool_.stamp(context_.host, pool_.first_slot(e)), std::uint64_t{header.slots} * 4);
+    V::observe_fence(Point::recovery);
     for (std::uint32_t i = 0; i < header.slots; ++i) {
       std::uint32_t* stamp = pool_.stamp(context_.host, pool_.first_slot(e) + i);
       const std::uint32_t seen = V::load(stamp);
       if (seen != 0 && static_cast<std::int32_t>(seen - now) > 0) {
         V::store(stamp, now);
-        V::publish(stamp, 4);
+        V::publish(Point::stamp_lowered, stamp, 4);
       }
     }
   }

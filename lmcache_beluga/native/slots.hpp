@@ -44,13 +44,13 @@ class Slots {
    public:
     explicit Locked(Slots& slots) : Locked(slots, slots.patience()) {}
     Locked(Slots& slots, std::uint32_t timeout_ms) : mutex_(slots.context_.header().slots) {
-      const LockResult result = timeout_ms ? mutex_.lock(timeout_ms) : mutex_.try_lock();
+      const LockResult result = V::lock(mutex_, timeout_ms);
       held_ = result != LockResult::timed_out;
       if (held_ || timeout_ms == slots.context_.options.lock_timeout_ms) slots.stuck_ = !held_;
       if (result == LockResult::owner_died) slots.repair();
     }
     ~Locked() {
-      if (held_) mutex_.unlock();
+      if (held_) V::unlock(mutex_);
     }
     Locked(const Locked&) = delete;
     Locked& operator=(const Locked&) = delete;
@@ -132,7 +132,8 @@ class Slots {
     ControlHeader& header = context_.header();
     const std::uint32_t e = pool_.extent_of(slot);
     V::store(&header.intent, slot + 1);
-    publish_word<V>(pool_.hot(slot), make_word(generation + 1, 0, SlotState::free));
+    // SYNC POINT: freed (with Leases::valid): before the slot can be written again.
+    publish_word<V>(Point::freed, pool_.hot(slot), make_word(generation + 1, 0, SlotState::free));
     set_free(e, slot - pool_.first_slot(e), true);
     V::store(&header.intent, std::uint32_t{0});
   }
@@ -152,19 +153,45 @@ class Slots {
     if (free && i / 64 < control.hint) control.hint = i / 64;
   }
 
-  /// Gives every own extent without a chunk back. Returns how many.
-  std::uint32_t release_empty() {
-    Locked lock(*this);
-    if (!lock) return 0;
+  /// Gives every own extent without a chunk back, but at most `most`. Returns how many.
+  std::uint32_t release_empty(std::uint32_t most = ~0u) {
     std::uint32_t released = 0;
-    for (std::uint32_t e = 0; e < pool_.sb().extents; ++e) {
+    for (std::uint32_t e = 0; e < pool_.sb().extents && released < most; ++e) {
       const ExtentControl& control = control_.extent(e);
-      if (control.owned && control.free == control.slots) {
-        extents_.release(e);
-        ++released;
-      }
+      if (control.owned && control.free == control.slots) released += release(e);
     }
     return released;
+  }
+
+  /// Gives an own extent back if it holds nothing.
+  bool release(std::uint32_t e) {
+    ExtentControl& control = control_.extent(e);
+    const auto mine = static_cast<std::uint8_t>(context_.process);
+    {
+      Locked lock(*this);
+      if (!lock || !control.owned || (control.draining && control.draining != mine)) return false;
+      control.draining = mine;  // nobody takes a slot of it now
+    }
+    extents_.flush(e);
+    Locked lock(*this);
+    const bool empty = lock && control.owned && control.draining == mine && control.free == control.slots;
+    if (empty) extents_.release(e);
+    V::exchange_if(&control.draining.value, mine, std::uint8_t{0});
+    return empty;
+  }
+
+  /// The next look for an unclaimed extent reads all claims afresh.
+  void forget_unclaimed() {
+    Locked lock(*this);
+    if (lock) unclaimed_at_ = 0;
+  }
+
+  /// How many extents nobody claims.
+  std::uint64_t unclaimed_extents() {
+    Locked lock(*this);
+    if (!lock) return 0;
+    refresh_unclaimed();
+    return unclaimed_.size();
   }
 
   /// Space may have come back to the file system.
@@ -177,7 +204,7 @@ class Slots {
 
   /// The own extents of each cut, by device, as of the last change. Per process.
   void refresh_owned() {
-    std::lock_guard guard(owned_mutex_);
+    const std::lock_guard guard(owned_mutex_);
     const std::uint64_t cuts = __atomic_load_n(&context_.header().cuts, __ATOMIC_ACQUIRE);
     if (cuts == owned_at_) return;
     owned_at_ = cuts;
@@ -194,13 +221,13 @@ class Slots {
   }
 
   std::vector<std::uint32_t> all_owned() {
-    std::lock_guard guard(owned_mutex_);
+    const std::lock_guard guard(owned_mutex_);
     return owned_all_;
   }
 
   /// Own extents cut into `cut` slots, or into any other number.
   std::vector<std::uint32_t> owned_with(std::uint32_t cut, bool same) {
-    std::lock_guard guard(owned_mutex_);
+    const std::lock_guard guard(owned_mutex_);
     std::vector<std::uint32_t> extents;
     for (const auto& [slots, devices] : owned_) {
       if ((slots == cut) != same) continue;
@@ -210,11 +237,11 @@ class Slots {
   }
 
   /// Slots to be freed later.
-  Doomed& doomed() noexcept { return doomed_; }
+  Doomed<typename V::Mutex>& doomed() noexcept { return doomed_; }
 
   /// What the file system said when it last refused storage.
   std::string last_no_space() const {
-    std::lock_guard guard(no_space_mutex_);
+    const std::lock_guard guard(no_space_mutex_);
     return last_no_space_;
   }
 
@@ -264,7 +291,7 @@ class Slots {
 
   bool take_on(std::uint32_t device, std::uint32_t cut, Slot& slot, Refusal& refusal) {
     refresh_owned();
-    std::lock_guard guard(owned_mutex_);
+    const std::lock_guard guard(owned_mutex_);
     const auto it = owned_.find(cut);
     if (it == owned_.end()) return false;
     for (const std::uint32_t e : it->second[device]) {
@@ -332,7 +359,9 @@ class Slots {
     V::store(&header.intent, number + 1);
     V::store(&line->print_lo, std::uint64_t{0});
     V::store(&line->print_hi, std::uint64_t{0});
-    publish_word<V>(line, make_word(generation, context_.process, SlotState::writing));
+    // For this host alone: to the others it is as good as free.
+    V::store(&line->word, make_word(generation, context_.process, SlotState::writing));
+    V::write_back_soon(Point::writing, line);
     set_free(e, i, false);
     V::store(&header.intent, std::uint32_t{0});
     slot.number = number;
@@ -352,11 +381,21 @@ class Slots {
         if (control.owned) {
           // A cut that nobody uses any more makes way; an extent of this cut has no free slot, or it would
           // have been taken.
-          if (control.slots != 0 && (control.slots == cut || control.free != control.slots)) continue;
+          if (control.draining || (control.slots != 0 && (control.slots == cut || control.free != control.slots))) {
+            continue;
+          }
           extents_.cut(e, cut);
           return true;
         }
-        if (!extents_.free_of_claims(e) || !extents_.claim(e)) continue;
+      }
+      refresh_unclaimed();
+      while (!unclaimed_.empty()) {
+        const auto at = std::find_if(unclaimed_.begin(), unclaimed_.end(),
+                                     [&](std::uint32_t e) { return pool_.device_of(e) == d; });
+        if (at == unclaimed_.end()) break;
+        const std::uint32_t e = *at;
+        unclaimed_.erase(at);
+        if (!extents_.claim(e)) continue;
         control_.extent(e) = ExtentControl{};
         control_.extent(e).owned = 1;
         extents_.cut(e, cut);
@@ -370,8 +409,20 @@ class Slots {
     return false;
   }
 
+  /// The extents that nobody claims, as of at most a heartbeat ago: in a full pool, nobody reads all claims of all
+  /// hosts for every chunk.
+  void refresh_unclaimed() {
+    const std::uint64_t now = context_.now_ms() + 1;  // 0: not known
+    const std::uint64_t cuts = __atomic_load_n(&context_.header().cuts, __ATOMIC_ACQUIRE);
+    if (unclaimed_at_ == 0 || unclaimed_cuts_ != cuts || now - unclaimed_at_ >= context_.options.heartbeat_ms) {
+      unclaimed_ = extents_.unclaimed();
+      unclaimed_at_ = now;
+      unclaimed_cuts_ = cuts;
+    }
+  }
+
   void note_no_space(const Error& error) {
-    std::lock_guard guard(no_space_mutex_);
+    const std::lock_guard guard(no_space_mutex_);
     last_no_space_ = error.what();
   }
 
@@ -381,14 +432,18 @@ class Slots {
   Index<V>& index_;
   Extents<V>& extents_;
 
-  Doomed doomed_;
-  std::mutex owned_mutex_;
+  Doomed<typename V::Mutex> doomed_;
+  typename V::Mutex owned_mutex_;
   std::uint64_t owned_at_ = ~std::uint64_t{0};
   std::map<std::uint32_t, std::vector<std::vector<std::uint32_t>>> owned_;
   std::vector<std::uint32_t> owned_all_;
   std::uint32_t rotor_ = 0;
+  // Under the slot lock, which excludes the other threads of this process.
+  std::vector<std::uint32_t> unclaimed_;
+  std::uint64_t unclaimed_at_ = 0;
+  std::uint64_t unclaimed_cuts_ = 0;
   std::atomic<bool> stuck_{false};  // the slot lock could not be had the last time
-  mutable std::mutex no_space_mutex_;
+  mutable typename V::Mutex no_space_mutex_;
   std::string last_no_space_;
 };
 

@@ -12,8 +12,7 @@
 
 #include "membership.hpp"
 #include "pool_core.hpp"
-#include "recovery.hpp"
-#include "upkeep.hpp"
+#include "pool_process.hpp"
 #include "walk.hpp"
 
 namespace beluga {
@@ -28,24 +27,17 @@ class Store final : public PoolCore {
  public:
   Store(std::shared_ptr<PoolMemory> pool, Membership member, const AttachOptions& options, std::uint64_t key_scheme)
       : member_(std::move(member)),
-        context_(std::move(pool), member_.control, options, member_.process),
-        index_(context_),
-        hosts_(context_),
-        leases_(context_, index_, hosts_),
-        extents_(context_, hosts_),
-        slots_(context_, index_, extents_),
-        eviction_(context_, index_, hosts_, slots_),
-        upkeep_(context_, index_, hosts_, leases_, extents_, slots_, eviction_),
-        walk_(context_, index_, hosts_, slots_, extents_),
+        self_(std::move(pool), member_.control, options, member_.process),
+        walk_(self_.context, self_.index, self_.hosts, self_.slots, self_.extents),
         copier_(options.copy_threads) {
     ProcessEntry& entry = context_.control->process(context_.process - 1);
     if (member_.first) {
-      Recovery<V>(context_, index_, hosts_, slots_, extents_).run(key_scheme);
+      self_.start_host(host_id_is_certain(), key_scheme);
     } else {
       hosts_.refresh_active();
       // The processes before this one may not have known how prompts are hashed (a command-line tool, say).
       if (key_scheme && V::load(&context_.pool->host(context_.host)->identity.key_scheme) == 0) {
-        publish_identity<V>(context_, key_scheme);
+        publish_identity<V>(context_, HostState::member, key_scheme);
       }
       // Also an orderly process may have left a closed chunk that others lease.
       bury(context_.process - 1, slots_.patience());
@@ -66,7 +58,7 @@ class Store final : public PoolCore {
 
   void contains(std::span<const Fingerprint> prints, std::span<bool> out) override {
     check_open();
-    hosts_.refresh_if_shared();
+    hosts_.keep_active_fresh();
     std::vector<Found> found(prints.size());
     index_.find(prints, found, false);
     std::size_t hits = 0;
@@ -76,7 +68,7 @@ class Store final : public PoolCore {
 
   std::size_t contains_prefix(std::span<const Fingerprint> prints) override {
     check_open();
-    hosts_.refresh_if_shared();
+    hosts_.keep_active_fresh();
     static thread_local std::vector<Found> found;
     found.assign(prints.size(), Found{});
     const std::size_t n = index_.find(prints, found, true);
@@ -86,7 +78,7 @@ class Store final : public PoolCore {
 
   void lease(const KeyBatch& keys, bool stop_at_miss, std::vector<std::shared_ptr<Lease>>& out) override {
     check_open();
-    hosts_.refresh_if_shared();
+    hosts_.keep_active_fresh();
     leases_.acquire(keys.prints, [&](std::size_t i) { return keys.record(i); }, stop_at_miss, out);
     std::uint64_t hits = 0;
     std::uint64_t bytes = 0;
@@ -116,11 +108,11 @@ class Store final : public PoolCore {
 
   std::size_t pin_prefix(const KeyBatch& keys) override {
     check_open();
-    hosts_.refresh_if_shared();
+    hosts_.keep_active_fresh();
     std::vector<std::shared_ptr<Lease>> leases;
     leases_.acquire(keys.prints, [&](std::size_t i) { return keys.record(i); }, true, leases);
     std::lock_guard guard(pins_mutex_);
-    const std::uint64_t deadline = boot_ms() + context_.options.pin_timeout_ms;
+    const std::uint64_t deadline = context_.now_ms() + context_.options.pin_timeout_ms;
     std::size_t n = 0;
     for (; n < leases.size() && leases[n]; ++n) {
       Pin& pin = pins_[keys.prints[n]];
@@ -173,8 +165,8 @@ class Store final : public PoolCore {
     Refusal refusal = Refusal::busy;
     try {
       check_open();
-      hosts_.refresh_if_shared();
-      refusal = eviction_.allocate(size, slot);
+      hosts_.keep_active_fresh();
+      refusal = self_.eviction.allocate(size, slot);
     } catch (...) {
       outstanding_.fetch_sub(1, std::memory_order_acq_rel);
       throw;
@@ -196,7 +188,7 @@ class Store final : public PoolCore {
       if (context_.forks == fork_generation()) slots_.abandon(slot.number, slot.generation);
       throw;
     }
-    return publish(slot, key.prints[0], key.record(0), meta, size, depth, lease);
+    return publish(slot, {key.prints[0], key.record(0), meta, size, depth}, PayloadWrite::cached, lease);
   }
 
   void abandon(const Slot& slot) noexcept override {
@@ -209,7 +201,7 @@ class Store final : public PoolCore {
            std::span<const std::span<const std::byte>> metas, std::uint32_t first_depth,
            std::span<PutResult> results) override {
     check_open();
-    hosts_.refresh_if_shared();
+    hosts_.keep_active_fresh();
     for (std::size_t k = 0; k < keys.size(); ++k) {
       check_record(keys.record(k), metas.empty() ? std::span<const std::byte>{} : metas[k]);
       slots_.cut_for(sources[k].size());
@@ -241,10 +233,10 @@ class Store final : public PoolCore {
           if (!std::exchange(taken[i], false)) continue;
           const Outstanding done(*this);
           const std::size_t k = at + i;
-          V::publish_payload(slots[i].address, sources[k].size());
-          results[k] = publish(slots[i], keys.prints[k], keys.record(k),
-                               metas.empty() ? std::span<const std::byte>{} : metas[k], sources[k].size(),
-                               first_depth + static_cast<std::uint32_t>(k), nullptr);
+          const ChunkDescription chunk{keys.prints[k], keys.record(k),
+                                       metas.empty() ? std::span<const std::byte>{} : metas[k], sources[k].size(),
+                                       first_depth + static_cast<std::uint32_t>(k)};
+          results[k] = publish(slots[i], chunk, PayloadWrite::streamed, nullptr);
         }
       } catch (...) {
         for (std::size_t i = 0; i < n; ++i) {
@@ -279,7 +271,7 @@ class Store final : public PoolCore {
 
   std::size_t touch(std::span<const Fingerprint> prints) override {
     check_open();
-    hosts_.refresh_if_shared();
+    hosts_.keep_active_fresh();
     std::vector<Found> found(prints.size());
     index_.find(prints, found, false);
     std::size_t n = 0;
@@ -293,47 +285,28 @@ class Store final : public PoolCore {
 
   std::size_t remove(std::span<const Fingerprint> prints) override {
     check_open();
+    hosts_.keep_active_fresh();
     std::size_t removed = 0;
-    for (const Fingerprint& print : prints) {
-      bool gone = false;
-      // Two processes that stored one key at once left a spare copy: remove names them all.
-      for (int tries = 0; tries < kRemoveTries; ++tries) {
-        const Found found = index_.find_own(print);
-        if (!found) break;
-        if (remove_slot(found.slot, found.word, print)) {
-          gone = true;
-        } else {
-          // Somebody is trying to evict it right now: it goes, or it is READY again in a moment.
-          std::this_thread::sleep_for(std::chrono::microseconds(100));
-        }
-      }
-      removed += gone;
-    }
+    for (const Fingerprint& print : prints) removed += self_.remove(print);
     context_.count(Count::removes, removed);
     return removed;
   }
 
   std::uint64_t clear() override {
     check_open();
-    std::uint64_t removed = 0;
-    for (std::uint32_t e = 0; e < context_.sb().extents; ++e) {
-      const ExtentControl& control = context_.control->extent(e);
-      if (!control.owned) continue;
-      for (std::uint32_t i = 0; i < control.slots; ++i) {
-        const std::uint32_t slot = context_.pool->first_slot(e) + i;
-        HotDescriptor hot;
-        if (!read_hot<V>(context_.pool->hot(slot), hot) || !is_state(hot.word)) continue;
-        if (state_of(hot.word) == SlotState::ready) removed += remove_slot(slot, hot.word, print_of(hot));
-      }
-    }
+    const std::uint64_t removed = self_.clear();
     context_.count(Count::removes, removed);
-    slots_.release_empty();
     return removed;
+  }
+
+  bool retire() override {
+    check_open();
+    return self_.retire();
   }
 
   std::uint64_t evict(std::uint64_t bytes) override {
     check_open();
-    return eviction_.evict_bytes(bytes);
+    return self_.eviction.evict_bytes(bytes);
   }
 
   std::vector<Entry> list(std::uint32_t& cursor, std::size_t most) override {
@@ -410,8 +383,8 @@ class Store final : public PoolCore {
       "miss; format the pool and restart";
   static constexpr const char* kFormatted =
       "the pool was formatted anew while it was attached: everything in it is a miss; attach again";
-  static constexpr int kLaneAttempts = 16;
-  static constexpr int kRemoveTries = 200;
+  static constexpr const char* kTakenOver =
+      "another machine has taken this host id over: everything is a miss; give every machine its own beluga.host_id";
 
   /// Ends a reservation when it goes out of scope.
   class Outstanding {
@@ -446,30 +419,19 @@ class Store final : public PoolCore {
                     " bytes of a descriptor: use a shorter model name or tags");
   }
 
-  bool still_ours() const {
-    const Superblock* shared = context_.pool->shared_superblock();
-    V::observe(shared, kLine);
-    V::observe_fence();
-    return V::load(&shared->magic) == kMagic && V::load(&shared->epoch) == context_.sb().epoch;
-  }
-
   /// Makes a written slot a chunk. G2 holds from its return on.
-  PutResult publish(const Slot& slot, const Fingerprint& print, std::span<const std::byte> record,
-                    std::span<const std::byte> meta, std::uint64_t size, std::uint32_t depth,
+  PutResult publish(const Slot& slot, const ChunkDescription& chunk, PayloadWrite how,
                     std::shared_ptr<Lease>* lease) {
-    const PoolMemory& pool = *context_.pool;
-    HotDescriptor* line = pool.hot(slot.number);
-    const std::uint64_t writing = make_word(slot.generation, context_.process, SlotState::writing);
-    if (V::load(&line->word) != writing) {
+    if (!self_.publication.reserved(slot)) {
       throw Error(ErrorKind::invalid_argument, "the reservation was already committed or aborted");
     }
     try {
-      check_record(record, meta);
-      if (size < 1 || size > slot.capacity) {
-        throw Error(ErrorKind::invalid_argument, "a chunk of " + std::to_string(size) +
+      check_record(chunk.record, chunk.meta);
+      if (chunk.size < 1 || chunk.size > slot.capacity) {
+        throw Error(ErrorKind::invalid_argument, "a chunk of " + std::to_string(chunk.size) +
                                                      " bytes was reserved with " + std::to_string(slot.capacity));
       }
-      if (!still_ours()) {
+      if (!self_.formatted_as_attached()) {
         shut(kFormatted);
         check_open();
       }
@@ -477,69 +439,16 @@ class Store final : public PoolCore {
       slots_.abandon(slot.number, slot.generation);
       throw;
     }
-    if (index_.find_one(print)) {  // somebody was faster
-      slots_.abandon(slot.number, slot.generation);
-      context_.count(Count::duplicates);
-      return PutResult::duplicate;
-    }
-
-    HotDescriptor hot{};
-    hot.word = writing;
-    hot.print_lo = print.lo;
-    hot.print_hi = print.hi;
-    hot.size = size;
-    hot.offset = slot.offset;
-    hot.record_bytes = static_cast<std::uint16_t>(record.size());
-    hot.meta_bytes = static_cast<std::uint16_t>(meta.size());
-    hot.born = context_.tick();
-    hot.depth = depth;
-    std::vector<std::byte> cold((record.size() + meta.size() + 7) / 8 * 8);
-    std::memcpy(cold.data(), record.data(), record.size());
-    if (!meta.empty()) std::memcpy(cold.data() + record.size(), meta.data(), meta.size());
-    hot.crc = descriptor_crc(slot.number, hot, {cold.data(), record.size() + meta.size()});
-    store_words<V>(pool.cold(slot.number), cold.data(), cold.size());
-    V::publish(pool.cold(slot.number), cold.size());
-    store_words<V>(reinterpret_cast<std::byte*>(line) + 8, reinterpret_cast<const std::byte*>(&hot) + 8,
-                   sizeof(hot) - 8);
-    V::publish(line, kLine);
-
-    // The entry goes first: while the slot is WRITING it leads nowhere, and room in the lane is certain before
-    // the chunk exists. A process killed here leaves a WRITING slot, whose sweep removes the entry.
-    bool entered = index_.insert(print, slot.number);
-    for (int i = 0; !entered && i < kLaneAttempts && eviction_.clear_lane(print); ++i) {
-      entered = index_.insert(print, slot.number);
-    }
-    if (!entered) {
-      slots_.abandon(slot.number, slot.generation);
-      context_.count(Count::refused_leased);
-      return PutResult::refused;
-    }
-    if (lease) *lease = leases_.hold_unpublished(print, slot.number, writing);
-    publish_word<V>(line, make_word(slot.generation, 0, SlotState::ready));
-    if (pool.faulted()) {
+    const PutResult result = self_.publication.publish(slot, chunk, how, lease);
+    if (context_.pool->faulted()) {
       shut(kTruncated);
       return PutResult::refused;
     }
+    if (result != PutResult::stored) return result;
     context_.count(Count::puts);
-    context_.count(Count::put_bytes, size);
+    context_.count(Count::put_bytes, chunk.size);
     if (lease && *lease) leases_.complete(*lease);
-    return PutResult::stored;
-  }
-
-  /// Takes a chunk out of the index now; its slot is free at once, or when its leases have ended.
-  bool remove_slot(std::uint32_t slot, std::uint64_t word, const Fingerprint& print) {
-    if (state_of(word) != SlotState::ready) return false;
-    bool leased = false;
-    if (eviction_.close(slot, word, true, leased)) {
-      return slots_.finish(slot, eviction_.closing_word(word)) || doom(slot, word, print);
-    }
-    return leased && doom(slot, word, print);
-  }
-
-  bool doom(std::uint32_t slot, std::uint64_t word, const Fingerprint& print) {
-    index_.remove(print, slot);
-    slots_.doomed().add(slot, eviction_.closing_word(word));
-    return true;
+    return result;
   }
 
   // ---- heartbeat
@@ -566,38 +475,28 @@ class Store final : public PoolCore {
       shut(kTruncated);
       return;
     }
-    if (!still_ours()) {
-      shut(kFormatted);
-      return;
+    switch (self_.beat()) {
+      case PoolProcess<V>::Beat::formatted:
+        shut(kFormatted);
+        return;
+      case PoolProcess<V>::Beat::taken_over:
+        shut(kTakenOver);
+        return;
+      case PoolProcess<V>::Beat::fine:
+        break;
     }
-    ControlHeader& header = context_.header();
-    const std::uint64_t now = boot_ms();
-    const std::uint64_t last = V::load(&header.last_beat);
-    if (now > last + context_.options.dead_after_ms / 2) {
-      // Others may have judged this host dead meanwhile, and evicted what it leased: all its leases are void,
-      // for good and before anybody hears from it again.
-      V::exchange_if(&header.lease_epoch, V::load(&header.lease_epoch), V::load(&header.lease_epoch) + 1);
-      std::atomic_thread_fence(std::memory_order_seq_cst);
-    }
-    if (now > last && V::exchange_if(&header.last_beat, last, now)) publish_heartbeat(now);
-    leases_.renew();
-    lapse_pins(now);
-    upkeep_.retry_doomed();
-    if (beats_++ % kSlowBeats == 0) {
-      hosts_.refresh_active();
+    lapse_pins(context_.now_ms());
+    if (self_.slow_beat()) {
       sweep_dead();
-      upkeep_.scrub(kScrubBudget);
       publish_counters();
-      if (beats_ % (10 * kSlowBeats) == 1) slots_.retry_storage();
     }
   }
 
-  void publish_heartbeat(std::uint64_t now) {
-    HostHeartbeat& beat = context_.pool->host(context_.host)->heartbeat;
-    V::store(&beat.incarnation, context_.header().incarnation);
-    V::store(&beat.epoch, context_.sb().epoch);
-    V::store(&beat.tick, context_.tick_at(now));
-    V::publish(&beat, kLine);
+  /// Can nobody but this machine's processes that share this /dev/shm have the host id?
+  bool host_id_is_certain() const {
+    if (V::mode == VisibilityMode::coherent || !context_.pool->shared_between_machines()) return true;
+    return member_.former_nonce != 0 &&
+           observe_identity<V>(*context_.pool, context_.host).nonce == member_.former_nonce;
   }
 
   void publish_counters() {
@@ -605,11 +504,11 @@ class Store final : public PoolCore {
     std::array<std::uint64_t, kCounts> sums{};
     totals(sums);
     store_words<V>(page.counters, sums.data(), sizeof(sums));
-    V::publish(page.counters, sizeof(sums));
+    V::publish(Point::statistics, page.counters, sizeof(sums));
     std::uint32_t alive = 0;
     for (std::uint32_t p = 0; p < kMaxProcesses; ++p) alive += V::load(&context_.control->process(p).state) != 0;
     V::store(&page.heartbeat.processes, alive);
-    V::publish(&page.heartbeat, kLine);
+    V::publish(Point::statistics, &page.heartbeat, kLine);
   }
 
   void lapse_pins(std::uint64_t now) {
@@ -640,7 +539,7 @@ class Store final : public PoolCore {
   /// The caller holds the lock of the entry, whose process has ended.
   void bury(std::uint32_t p, std::uint32_t timeout_ms) {
     ProcessEntry& entry = context_.control->process(p);
-    if (!upkeep_.sweep(p + 1, timeout_ms) && p + 1 != context_.process) return;  // tried again later
+    if (!self_.upkeep.sweep(p + 1, timeout_ms) && p + 1 != context_.process) return;  // tried again later
     for (std::size_t c = 0; c < kCounts; ++c) {
       const auto what = static_cast<Count>(c);
       context_.header().departed.add(what, entry.counters.get(what));
@@ -661,7 +560,8 @@ class Store final : public PoolCore {
   void leave() noexcept {
     if (!member_.alive.held()) return;
     try {
-      const bool whole = !context_.pool->faulted() && !context_.control->faulted() && still_ours();
+      const bool whole = !context_.pool->faulted() && !context_.control->faulted() &&
+                         self_.formatted_as_attached() && identity_is_ours<V>(context_);
       if (whole) leases_.drop_all();
       const int fd = context_.control->fd();
       const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(5);
@@ -671,6 +571,7 @@ class Store final : public PoolCore {
       for (std::uint32_t p = 0; last && p < kMaxProcesses; ++p) {
         if (p + 1 != context_.process) last = !held_by_other(fd, kProcessLockByte + p);
       }
+      if (last && whole) self_.heartbeat.leave();
       if (last && context_.control->linked()) unlink(context_.control->path().c_str());
       member_.alive.release();
       member_.attached.release();
@@ -681,18 +582,13 @@ class Store final : public PoolCore {
     }
   }
 
-  static constexpr std::uint64_t kSlowBeats = 5;
-  static constexpr std::uint32_t kScrubBudget = 512;
-
   Membership member_;
-  HostContext context_;
-  Index<V> index_;
-  Hosts<V> hosts_;
-  Leases<V> leases_;
-  Extents<V> extents_;
-  Slots<V> slots_;
-  Eviction<V> eviction_;
-  Upkeep<V> upkeep_;
+  PoolProcess<V> self_;
+  HostContext& context_ = self_.context;
+  Index<V>& index_ = self_.index;
+  Hosts<V>& hosts_ = self_.hosts;
+  Leases<V>& leases_ = self_.leases;
+  Slots<V>& slots_ = self_.slots;
   Walk<V> walk_;
   CopyEngine copier_;
 
@@ -708,7 +604,6 @@ class Store final : public PoolCore {
   std::mutex beat_mutex_;
   std::condition_variable beat_wake_;
   bool stopping_ = false;
-  std::uint64_t beats_ = 0;
   std::thread heartbeat_;
 };
 

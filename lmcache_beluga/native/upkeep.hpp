@@ -51,7 +51,7 @@ class Upkeep {
 
   /// Frees closed chunks whose leases have ended by now, and abandoned slots.
   void retry_doomed() {
-    slots_.doomed().retry([&](const Doomed::Entry& entry) {
+    slots_.doomed().retry([&](const DoomedSlot& entry) {
       const HotDescriptor* line = pool_.hot(entry.slot);
       if (V::load(&line->word) != entry.word) return true;
       if (state_of(entry.word) == SlotState::closing &&
@@ -95,8 +95,7 @@ class Upkeep {
     const Fingerprint print{V::load(&line->print_lo), V::load(&line->print_hi)};
     const std::uint64_t mine = eviction_.closing_word(word);
     if (!V::exchange_if(&line->word, word, mine)) return;
-    V::publish(line, kLine);
-    V::confirm(line);
+    V::confirm(Point::closing, line, kLine);
     if (!slot_use(context_, hosts_, slot, V::load(&line->born)).leased) {
       if (!slots_.finish(slot, mine, Slots<V>::kBriefMs)) slots_.doomed().add(slot, mine);
     } else if (index_.holds(print, slot)) {
@@ -162,8 +161,6 @@ class Upkeep {
       hot.word = ready;
       context_.count(Count::repaired);
     }
-    V::observe(pool_.cold(slot), pool_.sb().record_bytes);
-    V::observe_fence();
     const ReadResult result = read_cold<V>(pool_, slot, hot, scrub_cold_);
     if (V::load(&line->word) != hot.word) return;  // being evicted
     if (result == ReadResult::garbage) {
@@ -174,7 +171,10 @@ class Upkeep {
       slots_.finish_locked(slot, generation_of(hot.word));
     } else if (result == ReadResult::ok && !index_.holds(print_of(hot), slot)) {
       // Whoever evicts it now takes the entry out under the lock that is held here.
-      if (index_.insert(print_of(hot), slot)) context_.count(Count::repaired);
+      if (index_.insert(print_of(hot), slot)) {
+        V::confirm(Point::lane, index_.own_lane(print_of(hot)), kLine);
+        context_.count(Count::repaired);
+      }
     }
   }
 

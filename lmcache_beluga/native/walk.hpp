@@ -67,7 +67,6 @@ class Walk {
     for (std::uint32_t e = 0; e < pool_.sb().extents; ++e) {
       const ExtentControl& control = context_.control->extent(e);
       if (!control.owned) {
-        all.extents_free += extents_.free_of_claims(e);
         continue;
       }
       ++all.extents_owned;
@@ -93,6 +92,7 @@ class Walk {
         all.wasted += control.slot_size - std::min<std::uint64_t>(control.slot_size, hot.size);
       }
     }
+    all.extents_free = static_cast<std::uint32_t>(extents_.unclaimed().size());
     for (const auto& [slots, cut] : cuts) all.cuts.push_back(cut);
     return all;
   }
@@ -101,8 +101,8 @@ class Walk {
     std::vector<HostView> views;
     for (std::uint32_t h = 0; h < pool_.sb().max_hosts; ++h) {
       const HostPage& page = *pool_.host(h);
-      V::observe(&page, sizeof(page));
-      V::observe_fence();
+      V::observe(Point::statistics, &page, sizeof(page));
+      V::observe_fence(Point::statistics);
       const std::uint32_t state = V::load(&page.identity.state);
       if (state == 0) continue;
       HostView& view = views.emplace_back();
@@ -140,9 +140,9 @@ class Walk {
   /// Reads a chunk whole; false if the slot holds none, or is being changed.
   bool read(std::uint32_t slot, Record& record) {
     const HotDescriptor* line = pool_.hot(slot);
-    V::observe(line, kLine);
-    V::observe(pool_.cold(slot), pool_.sb().record_bytes);
-    V::observe_fence();
+    V::observe(Point::record, line, kLine);
+    V::observe(Point::record, pool_.cold(slot), pool_.sb().record_bytes);
+    V::observe_fence(Point::record);
     if (!read_hot<V>(line, record.hot) || !is_state(record.hot.word)) return false;
     const SlotState state = state_of(record.hot.word);
     if (state != SlotState::ready && state != SlotState::closing) return false;
@@ -245,7 +245,7 @@ class Walk {
     if (owners == 0 || (mine && control.slots == 0)) return false;
     bool readable = extents_.read_header(e, header);
     for (int i = 0; !readable && !mine && i < kHeaderRetries; ++i) {  // another host may be cutting it
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      V::sleep_us(1000);
       readable = extents_.read_header(e, header);
     }
     if (!readable) {
@@ -260,9 +260,9 @@ class Walk {
                   std::unordered_map<std::uint32_t, std::uint32_t>& indexed) {
     ++report_->slots;
     const HotDescriptor* line = pool_.hot(slot);
-    V::observe(line, kLine);
-    V::observe(pool_.cold(slot), pool_.sb().record_bytes);
-    V::observe_fence();
+    V::observe(Point::record, line, kLine);
+    V::observe(Point::record, pool_.cold(slot), pool_.sb().record_bytes);
+    V::observe_fence(Point::record);
     Record record;
     if (!read_hot<V>(line, record.hot)) return;
     const HotDescriptor& hot = record.hot;

@@ -5,13 +5,11 @@
 #include <string>
 #include <string_view>
 
-#include "eviction.hpp"
 #include "format.hpp"
 #include "key_record.hpp"
 #include "membership.hpp"
-#include "recovery.hpp"
+#include "pool_process.hpp"
 #include "scratch.hpp"
-#include "upkeep.hpp"
 #include "walk.hpp"
 
 /// Small pools, and hosts on them that do nothing by themselves: no heartbeat, no scrub.
@@ -47,23 +45,16 @@ inline Fingerprint print(std::string_view record) { return key(record).prints[0]
 
 /// A process of a host: all protocols on one context. Only the first process of a host may
 /// `recover`.
-struct Process {
+struct Process : PoolProcess<Coherent> {
   Process(std::shared_ptr<PoolMemory> memory, const std::string& directory, std::uint32_t host = 0,
           std::uint32_t process = 1, bool recover = true, std::uint32_t dead_after_ms = 300)
-      : pool(memory),
-        context(memory, control_block(directory + "/host" + std::to_string(host), *memory, recover),
-                options(host, dead_after_ms), process),
-        index(context),
-        hosts(context),
-        leases(context, index, hosts),
-        extents(context, hosts),
-        slots(context, index, extents),
-        eviction(context, index, hosts, slots),
-        upkeep(context, index, hosts, leases, extents, slots, eviction),
+      : PoolProcess(memory, control_block(directory + "/host" + std::to_string(host), *memory, recover),
+                    options(host, dead_after_ms), process),
+        pool(memory),
         walk(context, index, hosts, slots, extents) {
     if (recover) {
       context.control->reset(*memory, host);
-      Recovery<Coherent>(context, index, hosts, slots, extents).run(0);
+      start_host(true, 0);
     }
     describe_process(context.control->process(process - 1));
     beat();
@@ -87,6 +78,7 @@ struct Process {
     HostHeartbeat& beat = pool->host(context.host)->heartbeat;
     Coherent::store(&beat.incarnation, context.header().incarnation);
     Coherent::store(&beat.tick, context.tick());
+    context.header().last_beat = context.now_ms();
     hosts.refresh_active();
   }
 
@@ -98,7 +90,7 @@ struct Process {
     std::memset(slot.address, fill, size);
     write_descriptor(slot, record, size, depth);
     CHECK(index.insert(print(record), slot.number));
-    publish_word<Coherent>(pool->hot(slot.number), make_word(slot.generation, 0, SlotState::ready));
+    publish_word<Coherent>(Point::ready, pool->hot(slot.number), make_word(slot.generation, 0, SlotState::ready));
     return slot.number;
   }
 
@@ -154,14 +146,6 @@ struct Process {
   }
 
   std::shared_ptr<PoolMemory> pool;
-  HostContext context;
-  Index<Coherent> index;
-  Hosts<Coherent> hosts;
-  Leases<Coherent> leases;
-  Extents<Coherent> extents;
-  Slots<Coherent> slots;
-  Eviction<Coherent> eviction;
-  Upkeep<Coherent> upkeep;
   Walk<Coherent> walk;
 };
 

@@ -61,7 +61,7 @@ void a_record_elsewhere_or_of_an_earlier_chunk_is_garbage(const std::string& dir
   HotDescriptor hot{};
   CHECK(read_hot<Coherent>(p.pool->hot(one), hot));
   const std::uint64_t next = make_word(generation_of(hot.word) + 1, 0, SlotState::ready);
-  publish_word<Coherent>(p.pool->hot(one), next);
+  publish_word<Coherent>(Point::ready, p.pool->hot(one), next);
   CHECK(read(p, one, cold) == ReadResult::garbage);
 }
 
@@ -100,11 +100,11 @@ void a_reader_never_sees_two_generations(const std::string& directory) {
   std::atomic<bool> stop{false};
   std::thread writer([&] {
     for (std::uint64_t g = 1; !stop; ++g) {
-      publish_word<Coherent>(line, make_word(g, 1, SlotState::writing));
+      publish_word<Coherent>(Point::ready, line, make_word(g, 1, SlotState::writing));
       Coherent::store(&line->size, g);
       Coherent::store(&line->offset, g * 64);
       Coherent::store(&line->checksum, ~g);
-      publish_word<Coherent>(line, make_word(g, 0, SlotState::ready));
+      publish_word<Coherent>(Point::ready, line, make_word(g, 0, SlotState::ready));
     }
   });
   std::uint64_t whole = 0;

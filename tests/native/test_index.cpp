@@ -60,7 +60,7 @@ void only_chunks_are_found(const std::string& directory) {
   const std::uint32_t slot = p.put("key");
   const std::uint64_t generation = generation_of(p.word(slot));
   const auto in_state = [&](SlotState state) {
-    publish_word<Coherent>(p.pool->hot(slot), make_word(generation, 1, state));
+    publish_word<Coherent>(Point::ready, p.pool->hot(slot), make_word(generation, 1, state));
     return p.found("key");
   };
   CHECK(in_state(SlotState::ready));
@@ -146,7 +146,7 @@ void hosts_have_lanes_of_their_own(const std::string& directory) {
   CHECK(a.evict(a.index.find_own(print("both")).slot));
   CHECK_EQ(a.index.find_one(print("both")).slot, b_copy);
   // A host that is not active is not asked.
-  a.context.active_hosts.store(1);
+  a.context.header().active_hosts = 1;
   CHECK(!a.found("both"));
 }
 

@@ -107,6 +107,7 @@ void renewal_goes_on_for_ever(const std::string& directory) {
   const auto lease = p.lease("key");
   const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(900);
   while (std::chrono::steady_clock::now() < end) {
+    p.beat();
     p.leases.renew();
     CHECK(p.leases.valid(*lease));
     CHECK(!p.evict(slot));
@@ -240,7 +241,7 @@ void leases_against_evictions(const std::string& directory) {
         CHECK(p.slots.abandon(slot.number, slot.generation));
         continue;
       }
-      publish_word<Coherent>(pool->hot(slot.number),
+      publish_word<Coherent>(Point::ready, pool->hot(slot.number),
                              make_word(slot.generation, 0, SlotState::ready));
     }
   };

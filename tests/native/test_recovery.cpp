@@ -25,7 +25,7 @@ std::unique_ptr<Process> after(const std::string& directory, Damage damage,
 }
 
 void set_state(Process& p, std::uint32_t slot, SlotState state) {
-  publish_word<Coherent>(p.pool->hot(slot), make_word(generation_of(p.word(slot)), 1, state));
+  publish_word<Coherent>(Point::ready, p.pool->hot(slot), make_word(generation_of(p.word(slot)), 1, state));
 }
 
 void chunks_survive(const std::string& directory) {

@@ -137,7 +137,7 @@ void a_dead_lock_holder_is_repaired(const std::string& directory) {
       Coherent::store(&p.context.header().intent, number + 1);
       if (where >= 1) {
         const std::uint64_t word = p.word(number);
-        publish_word<Coherent>(pool->hot(number),
+        publish_word<Coherent>(Point::ready, pool->hot(number),
                                make_word(generation_of(word), 2, SlotState::writing));
       }
       if (where >= 2)

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "eviction.hpp"
+
+namespace beluga {
+
+/// How free capacity flows to whoever needs it. A host that had to evict for want of an extent says how many it could
+/// use, and how cold the chunk is that it would evict next. Hosts whose extents are empty, or clearly colder, drain
+/// the coldest and give it up. So the coldest chunks of the whole pool go first, whoever owns them.
+template <class V>
+class Pressure {
+ public:
+  Pressure(HostContext& context, Hosts<V>& hosts, Slots<V>& slots, Eviction<V>& eviction)
+      : context_(context), pool_(*context.pool), hosts_(hosts), slots_(slots), eviction_(eviction) {}
+
+  /// Extents that this host could use and cannot have: what was evicted for want of them lately.
+  std::uint32_t own_demand() {
+    ControlHeader& header = context_.header();
+    const std::uint64_t bytes = __atomic_exchange_n(&header.shortage_bytes, 0, __ATOMIC_ACQ_REL);
+    const std::uint64_t extents = (bytes + context_.sb().extent_size - 1) / context_.sb().extent_size;
+    // It fades over some beats, since others look once in each of theirs.
+    const std::uint64_t faded = V::load(&header.demand) * 3 / 4;
+    const std::uint64_t demand = std::min<std::uint64_t>(std::max(extents, faded), context_.sb().extents);
+    V::store(&header.demand, demand);
+    return static_cast<std::uint32_t>(demand);
+  }
+
+  /// Answers what the others published. Called after a heartbeat has read their clocks. Returns how many extents were
+  /// given up.
+  std::uint32_t relieve() {
+    std::uint64_t demand = 0;
+    std::uint64_t hottest = ~std::uint64_t{0};
+    const std::uint64_t others = context_.active_hosts() & ~(std::uint64_t{1} << context_.host);
+    for (std::uint64_t rest = others; rest; rest &= rest - 1) {
+      const auto h = static_cast<std::uint32_t>(__builtin_ctzll(rest));
+      const HostHeartbeat& beat = pool_.host(h)->heartbeat;
+      const std::uint32_t pressure = V::load(&beat.pressure);
+      if (pressure == 0 || pressure > context_.sb().extents || !hosts_.judge(h).live) continue;
+      demand += pressure;
+      hottest = std::min<std::uint64_t>(hottest, V::load(&beat.coldest_age_ms));
+    }
+    if (demand == 0) return 0;
+    const std::uint64_t unclaimed = slots_.unclaimed_extents();
+    if (unclaimed >= demand) return 0;
+    return eviction_.give_up(static_cast<std::uint32_t>(std::min<std::uint64_t>(demand - unclaimed, kPerBeat)), hottest);
+  }
+
+ private:
+  /// A heartbeat must not last long: the rest follows at the next ones.
+  static constexpr std::uint64_t kPerBeat = 4;
+
+  HostContext& context_;
+  const PoolMemory& pool_;
+  Hosts<V>& hosts_;
+  Slots<V>& slots_;
+  Eviction<V>& eviction_;
+};
+
+}  // namespace beluga
