@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TESTS = sorted(source.stem for source in (ROOT / "tests" / "native").glob("test_*.cpp"))
+# On simulated hosts. Their fibers are more than ASan and TSan can follow.
+SIMULATIONS = sorted(source.stem for source in ROOT.glob("tests/native/sim/test_*.cpp"))
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ BUILDS = {
             ("UBSAN_OPTIONS", "print_stacktrace=1"),
         ),
     ),
+    "ubsan": Build("ubsan", "undefined", "-O1", (("UBSAN_OPTIONS", "print_stacktrace=1"),)),
     "tsan": Build("tsan", "thread", "-O1", (("TSAN_OPTIONS", "halt_on_error=1"),)),
 }
 
@@ -75,6 +78,7 @@ def run(executables: dict[str, Path], build: Build, test: str) -> None:
     if build.name not in executables:
         executables[build.name] = configure_and_build(build)
     command = [executables[build.name] / test]
+    assert command[0].exists(), "not built: simulations need Boost.Context (libboost-context-dev)"
     environment = {**os.environ, **dict(build.environment)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if "unexpected memory mapping" in done.stderr:
@@ -96,3 +100,16 @@ def test_native(executables: dict[str, Path], test: str) -> None:
 @pytest.mark.parametrize("build", ["asan", "tsan"])
 def test_sanitized(executables: dict[str, Path], build: str, test: str) -> None:
     run(executables, BUILDS[build], test)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("test", SIMULATIONS)
+def test_simulation(executables: dict[str, Path], test: str) -> None:
+    run(executables, BUILDS["plain"], test)
+
+
+@pytest.mark.sanitizers
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("test", SIMULATIONS)
+def test_simulation_sanitized(executables: dict[str, Path], test: str) -> None:
+    run(executables, BUILDS["ubsan"], test)
