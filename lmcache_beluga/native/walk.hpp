@@ -248,6 +248,8 @@ class Walk {
       V::sleep_us(1000);
       readable = extents_.read_header(e, header);
     }
+    // Another host may be stopped, or have died, between its claim and its first cut, or while it gives up.
+    if (!readable && !mine && is_blank(header)) return false;
     if (!readable) {
       problem("extent %u: its header is damaged", e);
     } else if (mine && control.slots != header.slots) {
@@ -311,6 +313,10 @@ class Walk {
       const std::uint32_t entries = index_.entries_of(print_of(hot), slot);
       if (entries > 1 && V::load(&line->word) == hot.word) problem("slot %u: %u entries name it", slot, entries);
     }
+  }
+
+  static bool is_blank(const ExtentHeader& header) {
+    return header.slot_size == 0 && header.slots == 0 && header.crc == 0;
   }
 
   static constexpr int kHeaderRetries = 10;

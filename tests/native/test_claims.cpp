@@ -147,6 +147,15 @@ void free_room_flows_to_whoever_needs_it(const std::string& directory) {
   b.check_clean();
 }
 
+/// A host that was killed between its claim and its first cut is no damage in the eyes of the others.
+void an_extent_that_is_not_cut_yet_is_no_damage(const std::string& directory) {
+  const auto pool = format(directory + "/pool", 2);
+  Process a(pool, directory, 0);
+  Process b(pool, directory, 1);
+  CHECK(a.extents.claim(3));
+  b.check_clean();
+}
+
 void run(const std::string& directory) {
   a_free_extent_is_claimed_once(directory);
   rivals(directory);
@@ -154,6 +163,7 @@ void run(const std::string& directory) {
   garbage_is_no_claim_to_take(directory);
   no_extent_has_two_owners(directory);
   free_room_flows_to_whoever_needs_it(directory);
+  an_extent_that_is_not_cut_yet_is_no_damage(directory);
 }
 
 }  // namespace
