@@ -81,9 +81,14 @@ struct Noncoherent : Machine {
       }
     }
     if (Machine::on(Point::payload, Step::publish_fence)) Machine::full_fence();
-    if (Machine::on(Point::payload, Step::confirm_load)) {
-      Machine::load_back(static_cast<const std::byte*>(p) + bytes - 1);
+    // Flushed once more now that all has left the CPU: the last line may have left first, come back by a prefetch
+    // while others had not left yet, and would answer the load.
+    const auto* last = static_cast<const std::byte*>(p) + bytes - 1;
+    if (cached) {
+      if (Machine::on(Point::payload, Step::confirm_flush)) Machine::flush(last);
+      if (Machine::on(Point::payload, Step::confirm_fence)) Machine::full_fence();
     }
+    if (Machine::on(Point::payload, Step::confirm_load)) Machine::load_back(last);
     if (Machine::on(Point::payload, Step::confirm_last_fence)) Machine::full_fence();
   }
   /// Payload that a CPU or a GPU is about to read: nothing stale of it stays in this host's caches.
