@@ -114,6 +114,57 @@ bool clocks_and_sleeps(World& world) {
   return wrong;
 }
 
+/// A paused process does nothing, its timers included, and goes on where it was.
+bool pauses(World& world) {
+  sim::Host& host = world.add_host();
+  sim::Process& paused = world.add_process(host);
+  std::uint64_t count = 0;
+  bool wrong = false;
+  world.spawn(paused, "paused", [&] {
+    for (; count < 20; ++count) {
+      if (count % 3 == 0) Machine::sleep_us(10);
+      Machine::store(word(world, 1), count);
+    }
+  });
+  world.spawn(world.add_process(host), "other", [&] {
+    Machine::sleep_us(20);
+    world.pause_process(paused);
+    const std::uint64_t before = count;
+    wrong |= Machine::load(word(world, 1)) != world.truth(host, word(world, 1));
+    Machine::sleep_us(100'000);
+    wrong |= count != before;
+    world.resume_process(paused);
+  });
+  run(world);
+  return wrong || count != 20;
+}
+
+/// A host that was switched off starts anew: empty caches, another clock, free locks.
+bool reboots(World& world) {
+  sim::Host& host = world.add_host();
+  Fake fake;
+  bool wrong = false;
+  world.spawn(world.add_process(host), "before", [&] {
+    Machine::store(word(world, 1), std::uint64_t{1});
+    V::confirm(Point::stamp, word(world, 1), 8);
+    Machine::store(word(world, 2), std::uint64_t{1});
+    wrong |= Machine::lock(fake.mutex(), 1) != LockResult::acquired;
+    Machine::sleep_us(1'000'000'000);
+  });
+  world.after_us(1'000, [&] {
+    world.kill_host(host);
+    world.boot_host(host);
+    const std::uint64_t on_device = world.device(word(world, 2));
+    world.spawn(world.add_process(host), "after", [&, on_device] {
+      wrong |= Machine::load(word(world, 1)) != 1 || Machine::load(word(world, 2)) != on_device;
+      wrong |= Machine::lock(fake.mutex(), 1) != LockResult::acquired;
+      Machine::unlock(fake.mutex());
+    });
+  });
+  run(world);
+  return wrong || world.time_ns() > 1'000'000'000;
+}
+
 /// Exceptions that are in flight on one fiber while others run.
 bool exceptions_keep_apart(World& world) {
   sim::Process& process = world.add_process(world.add_host());
@@ -298,6 +349,8 @@ int main(int argc, char** argv) {
   never("mutex: two inside, or none", mutexes_exclude, small(), 1'000);
   never("robust mutex: not robust", robust_mutexes, small(), 1'000);
   never("clocks: wrong", clocks_and_sleeps, small(), 300);
+  never("pauses: not kept", pauses, small(), 300);
+  never("reboots: something stays", reboots, small(), 300);
   never("exceptions: mixed up between fibers", exceptions_keep_apart, small(), 300);
   if (traced_name) return 0;
   forbidden_locks_are_reported();
