@@ -47,7 +47,7 @@ struct ControlHeader {
   std::uint32_t host;
   std::uint64_t bytes;
   std::uint64_t tick_base;     // now_ms of tick 0
-  std::uint64_t last_beat;     // now_ms
+  std::uint64_t last_beat;     // now_ms of the last heartbeat that is known to have reached the device
   std::uint64_t lease_epoch;   // raised by a late heartbeat: voids every earlier lease
   std::uint64_t active_hosts;  // whose lanes lookups have to read: bit h
   std::uint64_t active_since;  // now_ms at which active_hosts began to be found out
@@ -121,6 +121,7 @@ class ControlBlock {
   /// Is the file at path() still this one? The last process to leave removes it.
   bool linked() const noexcept;
 
+  std::uint64_t bytes() const noexcept { return bytes_; }
   ControlHeader& header() const noexcept { return *at<ControlHeader>(0); }
   ProcessEntry& process(std::uint32_t p) const noexcept { return at<ProcessEntry>(4096)[p]; }
   ExtentControl& extent(std::uint32_t e) const noexcept { return at<ExtentControl>(extents_at_)[e]; }

@@ -33,8 +33,9 @@ class Heartbeat {
       const auto h = static_cast<std::uint32_t>(__builtin_ctzll(rest));
       V::store(&header.peer_ticks[h], ticks[h]);
     }
-    if (now <= last || !V::exchange_if(&header.last_beat, last, now)) return false;
-    publish(now, pressure, coldest_age_ms);
+    if (!publish(now, pressure, coldest_age_ms)) return false;
+    // Only now: whoever finds the beat in time has leases that every other host respects.
+    if (last < now) V::exchange_if(&header.last_beat, last, now);
     return true;
   }
 
@@ -72,9 +73,14 @@ class Heartbeat {
     return false;
   }
 
+  /// False if another process of this host has published this tick or a later one: one that was stopped here must not
+  /// turn the clock back, or stamps would look as if they came from the future.
   /// SYNC POINT: heartbeat (with Hosts::judge on the other hosts)
-  void publish(std::uint64_t now, std::uint32_t pressure, std::uint32_t coldest_age_ms) {
+  bool publish(std::uint64_t now, std::uint32_t pressure, std::uint32_t coldest_age_ms) {
     HostHeartbeat& beat = context_.pool->host(context_.host)->heartbeat;
+    const std::uint32_t seen = V::load(&beat.tick);
+    const std::uint32_t tick = context_.tick_at(now);
+    if (static_cast<std::int32_t>(tick - seen) <= 0) return false;
     V::store(&beat.incarnation, context_.header().incarnation);
     V::store(&beat.epoch, context_.sb().epoch);
     V::store(&beat.active_hosts, context_.active_hosts());
@@ -82,8 +88,9 @@ class Heartbeat {
     V::store(&beat.pressure, pressure);
     V::store(&beat.coldest_age_ms, coldest_age_ms);
     V::store(&beat.left, std::uint32_t{0});
-    V::store(&beat.tick, context_.tick_at(now));
-    V::publish(Point::heartbeat, &beat, kLine);
+    if (!V::exchange_if(&beat.tick, seen, tick)) return false;
+    V::confirm(Point::heartbeat, &beat, kLine);
+    return true;
   }
 
   HostContext& context_;

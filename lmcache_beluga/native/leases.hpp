@@ -156,6 +156,7 @@ class Leases {
     const std::lock_guard guard(mutex_);
     const std::uint64_t now = context_.now_ms();
     const std::uint64_t epoch = V::load(&context_.header().lease_epoch);
+    if (context_.late()) return;
     std::vector<Lease*> renewed;
     std::vector<Place> stamps;
     for (auto& [slot, lease] : held_) {
@@ -239,6 +240,9 @@ class Leases {
       V::prefetch(context_.control->lease_mask(f.slot));
     }
     const std::uint64_t epoch = V::load(&context_.header().lease_epoch);
+    // A stamp that is written while others may take this host for dead claims nothing.
+    // SYNC POINT: heartbeat, which has to be on the device before the stamp.
+    if (context_.late() && V::on(Point::heartbeat, Step::check)) return;
     std::vector<Place> stamps;
     stamps.reserve(found.size());
     for (std::size_t i = 0; i < found.size(); ++i) {
@@ -306,7 +310,7 @@ class Leases {
       HotDescriptor hot;
       const bool read = read_hot<V>(pool_.hot(lease.slot), hot);
       bool good = read && generation_of(hot.word) == lease.generation && print_of(hot) == prints[i] &&
-                  state_of(hot.word) == SlotState::ready && !context_.late();
+                  state_of(hot.word) == SlotState::ready && usable(lease);
       if (read && is_state(hot.word) && state_of(hot.word) == SlotState::closing) closing = true;
       found[i].word = read ? hot.word : found[i].word;
       if (good && lease.size == 0) good = learn(lease, hot);

@@ -36,7 +36,8 @@ std::uint64_t PoolMemory::payload_offset(std::uint32_t extent) const noexcept {
 }
 
 std::byte* PoolMemory::payload(std::uint32_t extent) const noexcept {
-  return devices_[device_of(extent)]->base() + payload_offset(extent);
+  std::byte* base = devices_.empty() ? base_ : devices_[device_of(extent)]->base();
+  return base + payload_offset(extent);
 }
 
 void reserve_range(const Mapping& device, std::uint64_t offset, std::uint64_t bytes) {
@@ -54,14 +55,17 @@ void reserve_range(const Mapping& device, std::uint64_t offset, std::uint64_t by
 }
 
 void PoolMemory::reserve_payload(std::uint32_t extent, std::uint64_t from, std::uint64_t to) const {
+  if (devices_.empty()) return;
   reserve_range(*devices_[device_of(extent)], payload_offset(extent) + from, to - from);
 }
 
 void PoolMemory::punch_payload(std::uint32_t extent) const {
+  if (devices_.empty()) return;
   devices_[device_of(extent)]->file().punch(payload_offset(extent), sb_.extent_size);
 }
 
 void PoolMemory::reserve_descriptors(std::uint32_t extent, std::uint32_t slots) const {
+  if (devices_.empty()) return;
   const std::uint64_t first = first_slot(extent);
   reserve_range(*devices_[0], sb_.hot_offset + first * kLine, slots * kLine);
   reserve_range(*devices_[0], sb_.cold_offset + first * sb_.record_bytes,
@@ -70,6 +74,7 @@ void PoolMemory::reserve_descriptors(std::uint32_t extent, std::uint32_t slots) 
 
 void PoolMemory::reserve_stamps(std::uint32_t host, std::uint32_t extent,
                                 std::uint32_t slots) const {
+  if (devices_.empty()) return;
   const std::uint64_t first = std::uint64_t{host} * slot_limit() + first_slot(extent);
   reserve_range(*devices_[0], sb_.stamps_offset + first * 4, std::uint64_t{slots} * 4);
 }
@@ -82,7 +87,7 @@ bool PoolMemory::faulted() const noexcept {
 }
 
 bool PoolMemory::truncated() const {
-  for (std::uint32_t d = 0; d < sb_.device_count; ++d) {
+  for (std::uint32_t d = 0; d < devices_.size(); ++d) {
     if (devices_[d]->file().kind() == DeviceKind::devdax) continue;
     if (devices_[d]->file().current_size() < sb_.devices[d].bytes) return true;
   }

@@ -31,7 +31,7 @@ class Recovery {
     ControlHeader& header = context_.header();
     V::observe(Point::recovery, &page.heartbeat, kLine);
     V::observe_fence(Point::recovery);
-    header.last_beat = context_.now_ms();
+    header.last_beat = context_.now_ms() - 1;  // so that the first heartbeat is one
     header.tick_base = header.last_beat - std::max(V::load(&page.heartbeat.tick), 1u);  // 0 stands for none
     header.lease_epoch = 1;
     V::store(&header.active_hosts, std::uint64_t{1} << context_.host);
@@ -138,8 +138,15 @@ class Recovery {
                 hot.offset + hot.size <= pool_.sb().extent_size;
     if (is_state(hot.word) && state_of(hot.word) != SlotState::writing && !keep) context_.count(Count::garbage);
     if (keep && state_of(hot.word) == SlotState::closing) {
-      // Half evicted: it stays only for a lease on another host, as long as the index still knows it.
-      keep = index_.holds(print_of(hot), slot) && slot_use(context_, hosts_, slot, hot.born).leased;
+      // Half evicted: it stays only for a lease on another host. If the index has lost it already, it is nobody's
+      // chunk any more but its readers', and goes with the last of them.
+      keep = slot_use(context_, hosts_, slot, hot.born).leased;
+      if (keep && !index_.holds(print_of(hot), slot)) {
+        const std::uint64_t mine = make_word(generation_of(hot.word), context_.process, SlotState::closing);
+        publish_word<V>(Point::closing, line, mine);
+        slots_.doomed().add(slot, mine);
+        return false;
+      }
     }
     if (keep && !index_.holds(print_of(hot), slot)) {
       keep = index_.insert(print_of(hot), slot);

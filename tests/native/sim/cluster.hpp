@@ -1,0 +1,121 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "check.hpp"
+#include "control_block.hpp"
+#include "key_record.hpp"
+#include "machine.hpp"
+#include "noncoherent.hpp"
+#include "oracle.hpp"
+#include "pool_process.hpp"
+
+namespace sim {
+
+using V = beluga::Noncoherent<Machine>;
+using Pool = beluga::PoolProcess<V>;
+
+/// How large a simulated pool is, and how time passes in it.
+struct ClusterShape {
+  std::uint32_t hosts = 2;
+  std::uint32_t extents = 4;
+  std::uint32_t slots_per_extent = 4;
+  std::uint32_t slot_bytes = 128;  // two lines of payload
+  std::uint32_t buckets = 4;
+  std::uint32_t keys = 12;
+  std::uint32_t heartbeat_ms = 4;
+  std::uint32_t dead_after_ms = 60;
+  std::uint32_t lease_ms = 30;
+
+  /// Makes room for such a pool in a world.
+  void size(Config& config) const;
+  /// Clocks that fit to what a step of this configuration costs.
+  ClusterShape paced(const Config& config) const;
+};
+
+/// One process of a host, as the cluster keeps it. Its PoolProcess lives on the process's own heap.
+struct Node {
+  sim::Process* process = nullptr;
+  std::uint32_t host = 0;
+  std::uint32_t entry = 0;  // process entry: 1..32
+  Pool* pool = nullptr;     // null: not attached yet
+  bool usable = false;      // attached, and its main fiber has started the workers
+  bool closed = false;      // it found that it must stop for ever
+  std::string refusal;      // why attaching failed
+
+  bool alive() const noexcept { return process && process->alive; }
+};
+
+/// One pool in a simulated world: hosts with control blocks, processes that attach, beat, bury each
+/// other, and work.
+class Cluster {
+ public:
+  /// `directory`: for the files behind the control blocks, which worlds may use one after the other.
+  Cluster(World& world, const ClusterShape& shape, const std::string& directory);
+  Cluster(const Cluster&) = delete;
+  Cluster& operator=(const Cluster&) = delete;
+
+  /// A process of a host that attaches, beats, and then runs `body` (which may end at any time).
+  Node& start(std::uint32_t host, std::function<void(Node&)> body, bool certain = true);
+  /// Another thread of it.
+  void thread(Node& node, const char* name, std::function<void(Node&)> body);
+
+  World& world() noexcept { return world_; }
+  const ClusterShape& shape() const noexcept { return shape_; }
+  Oracle& oracle() noexcept { return oracle_; }
+  const beluga::PoolMemory& memory() const noexcept { return *memory_; }
+  std::vector<std::unique_ptr<Node>>& nodes() noexcept { return nodes_; }
+  sim::Host& machine(std::uint32_t host) noexcept { return *machines_[host]; }
+  beluga::ControlBlock& control(std::uint32_t host) noexcept { return *controls_[host]; }
+  const beluga::KeyBatch& key(std::uint32_t k) const noexcept { return keys_[k]; }
+  std::uint32_t keys() const noexcept { return static_cast<std::uint32_t>(keys_.size()); }
+
+  // --- What users of a pool do. Each checks what it sees against the oracle.
+
+  enum class Write { streamed, cached, dma };
+  /// Stores key `k`; true if it is in the pool then.
+  bool put(Node& node, std::uint32_t k, Write how);
+  bool lookup(Node& node, std::uint32_t k);
+  /// Leases, reads and checks a chunk; true for a hit.
+  bool read(Node& node, std::uint32_t k, bool dma, std::uint32_t linger_us = 0);
+  bool evict_some(Node& node);
+  void remove(Node& node, std::uint32_t k);
+
+  /// Machine `host` loses power and is booted again; its processes are gone.
+  void power_cycle(std::uint32_t host);
+  /// Kills every process of a host.
+  void kill_all(std::uint32_t host);
+
+  /// After the last step: everybody alive is resumed, what is dead is started again, and a while
+  /// passes. Then no space may be lost and every record must be sound.
+  void rest_and_check();
+
+  void stop() noexcept { stopping_ = true; }
+  bool stopping() const noexcept { return stopping_; }
+
+ private:
+  void main_fiber(Node& node, const std::function<void(Node&)>& body, bool certain);
+  bool attach(Node& node, bool certain);
+  void heartbeat_fiber(Node& node);
+  void bury_dead(Node& node);
+  bool anyone_else_alive(const Node& node) const;
+  void check_space(Node& node);
+  static std::string name_of(const beluga::Superblock& sb, std::uint64_t offset);
+
+  World& world_;
+  const ClusterShape shape_;
+  std::shared_ptr<beluga::PoolMemory> memory_;
+  std::vector<std::shared_ptr<beluga::ControlBlock>> controls_;
+  std::vector<sim::Host*> machines_;
+  std::vector<bool> starting_;
+  std::vector<std::unique_ptr<Node>> nodes_;
+  std::vector<beluga::KeyBatch> keys_;
+  Oracle oracle_;
+  bool stopping_ = false;
+};
+
+}  // namespace sim

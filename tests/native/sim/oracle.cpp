@@ -1,0 +1,167 @@
+#include "oracle.hpp"
+
+#include <algorithm>
+
+#include "cluster.hpp"
+
+namespace sim {
+
+namespace {
+std::string text(const char* format, auto... args) {
+  char buffer[256];
+  std::snprintf(buffer, sizeof(buffer), format, args...);
+  return buffer;
+}
+unsigned long long ull(std::uint64_t n) { return n; }
+}  // namespace
+
+Oracle::Oracle(World& world, const beluga::PoolMemory& memory)
+    : world_(world),
+      memory_(memory),
+      copies_(memory.slot_limit()),
+      excused_(memory.sb().max_hosts) {
+  for (std::uint32_t slot = 0; slot < memory.slot_limit(); ++slot) {
+    world.watch(world.offset(memory.hot(slot)), 8, [this, slot](const Seen& seen) {
+      if (seen.stage == Seen::Stage::visible && seen.bytes == 8) word_written(slot, seen);
+    });
+  }
+}
+
+std::uint64_t Oracle::word(std::uint32_t key, std::uint32_t slot, std::uint64_t generation,
+                           std::uint32_t i) {
+  return std::uint64_t{key + 1} << 48 | std::uint64_t{slot} << 32 | (generation & 0xffffff) << 8 |
+         i;
+}
+
+void Oracle::word_written(std::uint32_t slot, const Seen& seen) {
+  Copy& copy = copies_[slot];
+  const std::uint64_t generation = beluga::generation_of(seen.value);
+  if (generation != copy.generation) {
+    // SYNC POINT: freed. From here on the slot can be written again.
+    for (const Held& held : held_) {
+      if (held.lease->slot == slot && held.lease->generation < generation && trusted(held)) {
+        world_.fail(
+            text("G3: slot %u goes on to generation %llu while host %u leases generation %llu",
+                 slot, ull(generation), held.node->host, ull(held.lease->generation)));
+      }
+    }
+    copy = Copy{};
+    copy.generation = generation;
+    copy.host = seen.host;
+  }
+  switch (beluga::state_of(seen.value)) {
+    case beluga::SlotState::ready:
+      if (copy.state == State::closing) {
+        copy.closer = seen.fiber;
+      } else {
+        copy.settled_at = 0;
+      }
+      copy.state = State::ready;
+      break;
+    case beluga::SlotState::closing:
+      copy.state = State::closing;
+      copy.settled_at = 0;
+      break;
+    default:
+      copy.state = State::gone;
+      copy.settled_at = 0;
+      break;
+  }
+}
+
+void Oracle::committed(std::uint32_t key, std::uint32_t slot, std::uint64_t generation) {
+  Copy& copy = copies_[slot];
+  if (copy.generation != generation || copy.state == State::gone) return;  // evicted already
+  copy.key = key;
+  copy.committed_at = world_.steps();
+  if (copy.state == State::ready && copy.closer == 0xffff) copy.settled_at = world_.steps();
+}
+
+void Oracle::operation_ended() {
+  const Fiber* fiber = world_.running();
+  if (!fiber) return;
+  for (Copy& copy : copies_) {
+    if (copy.closer != fiber->id) continue;
+    copy.closer = 0xffff;
+    if (copy.state == State::ready && copy.committed_at) copy.settled_at = world_.steps();
+  }
+}
+
+void Oracle::missed(const char* what, std::uint32_t key, std::uint64_t since, bool leasing) {
+  const Fiber* fiber = world_.running();
+  if (fiber && excused_[fiber->process.host.id]) return;
+  ++judged_;
+  for (std::uint32_t slot = 0; slot < copies_.size(); ++slot) {
+    const Copy& copy = copies_[slot];
+    if (copy.key != key || copy.committed_at == 0 || copy.committed_at >= since) continue;
+    if (copy.state != State::ready || copy.settled_at == 0 || copy.settled_at >= since) continue;
+    world_.fail(
+        text("G2: %s misses key %u, committed at step %llu in slot %u (generation %llu) of host %u",
+             what, key, ull(copy.committed_at), slot, ull(copy.generation), copy.host));
+  }
+  static_cast<void>(leasing);
+}
+
+void Oracle::removed(std::uint32_t key, std::uint32_t host) {
+  static_cast<void>(key);
+  static_cast<void>(host);
+}
+
+void Oracle::found(std::uint32_t key, std::uint32_t slot, std::uint64_t generation,
+                   std::uint64_t since) {
+  static_cast<void>(since);
+  const Copy& copy = copies_[slot];
+  if (copy.generation == generation && copy.key != ~0u && copy.key != key) {
+    world_.fail(text("G1: slot %u of key %u was found for key %u", slot, copy.key, key));
+  }
+}
+
+void Oracle::leased(const Node& node, std::shared_ptr<beluga::Lease> lease) {
+  held_.push_back({&node, std::move(lease)});
+}
+
+void Oracle::released(const beluga::Lease* lease) {
+  const auto it = std::find_if(held_.begin(), held_.end(),
+                               [&](const Held& h) { return h.lease.get() == lease; });
+  if (it == held_.end()) return;
+  *it = std::move(held_.back());
+  held_.pop_back();
+}
+
+void Oracle::forget(const Node& node) {
+  std::erase_if(held_, [&](const Held& held) { return held.node == &node; });
+}
+
+/// Does the holder, by its own clock and without a look at the pool, believe in its lease?
+bool Oracle::trusted(const Held& held) const {
+  const Node& node = *held.node;
+  if (!node.alive() || node.closed || excused_[node.host]) return false;
+  const Host& machine = node.process->host;
+  if (machine.paused && machine.clock_stops) return false;
+  const std::uint64_t now = world_.now_ms(machine);
+  const beluga::ControlHeader& header = node.pool->context.header();
+  return !held.lease->lost.load() && now < held.lease->expiry.load() &&
+         held.lease->epoch == header.lease_epoch &&
+         now <= header.last_beat + node.pool->context.options.dead_after_ms / 2;
+}
+
+void Oracle::using_lease(const Node& node, const beluga::Lease& lease) {
+  if (!node.alive() || excused_[node.host]) return;
+  ++judged_;
+  if (copies_[lease.slot].generation != lease.generation) {
+    world_.fail(text("G3: host %u uses generation %llu of slot %u, which has gone on to %llu",
+                     node.host, ull(lease.generation), lease.slot,
+                     ull(copies_[lease.slot].generation)));
+  }
+}
+
+void Oracle::lost_power(std::uint32_t host) {
+  for (Copy& copy : copies_) {
+    if (copy.host != host) continue;
+    copy.closer = 0xffff;
+    // What was not committed may be gone; what was closing may be ready again.
+    if (copy.committed_at == 0 || copy.state == State::closing) copy.settled_at = 0;
+  }
+}
+
+}  // namespace sim
