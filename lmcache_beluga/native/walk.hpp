@@ -244,12 +244,12 @@ class Walk {
     }
     if (owners == 0 || (mine && control.slots == 0)) return false;
     bool readable = extents_.read_header(e, header);
+    // Another host may be stopped, or have died, between its claim and its first cut, or while it gives up.
+    if (!readable && !mine && is_blank(header)) return false;
     for (int i = 0; !readable && !mine && i < kHeaderRetries; ++i) {  // another host may be cutting it
       V::sleep_us(1000);
       readable = extents_.read_header(e, header);
     }
-    // Another host may be stopped, or have died, between its claim and its first cut, or while it gives up.
-    if (!readable && !mine && is_blank(header)) return false;
     if (!readable) {
       problem("extent %u: its header is damaged", e);
     } else if (mine && control.slots != header.slots) {
