@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from lmcache_beluga.pool import CheckReport, Pool, PutResult
 
 from .content import Keyspace
+from .host_pages import HostPages
 
 _SETTLE_S = 30.0
 
@@ -22,6 +24,7 @@ def audit(pools: Sequence[Pool], keyspace: Keyspace) -> int:
     ``pools``: one handle of each host. The dead are swept by the living of their host, at a
     heartbeat: waits until that has happened.
     """
+    _await_answers(pools)
     for pool in pools:
         stats = settle(pool)
         assert stats["writing"] == 0, f"{stats['writing']} half-written slots are left"
@@ -71,6 +74,7 @@ def refill(pools: Sequence[Pool], size: int) -> int:
         for pool in pools:
             pool.clear()
             settle(pool)
+    _await_answers(pools)  # the others may clear what is put now, as well
     stats = pool.stats()
     assert stats["chunks"] == 0
     assert stats["extents_free"] == pool.info.extents, "an empty extent was not given back"
@@ -108,6 +112,11 @@ def settle(pool: Pool) -> dict[str, int]:
         if not busy or time.monotonic() > deadline:
             return stats
         time.sleep(0.02)
+
+
+def _await_answers(pools: Sequence[Pool]) -> None:
+    with HostPages(Path(pools[0].info.devices[0].path)) as pages:
+        pages.await_answers()
 
 
 def _account(occupancies: list[dict[str, Any]], pool: Pool, report: CheckReport) -> None:

@@ -9,6 +9,11 @@ from __future__ import annotations
 import enum
 import mmap
 
+import numpy as np
+import numpy.typing as npt
+
+from .latency import BUCKETS, Measure, Window, window_word
+
 #: What a worker does, by the number it shows on the board. 0: between two operations.
 OPERATIONS = (
     "idle",
@@ -52,6 +57,7 @@ class Field(enum.IntEnum):
     LOST = 9  # reads that the pool itself declared void
     REFUSED = 10
     PAUSES = 11  # how often the conductor stopped this worker
+    WINDOW = 12  # see latency.window_word()
     WORST = 16  # one word per operation: its longest time
     COUNT = 48  # one word per operation: how often
 
@@ -64,18 +70,42 @@ class Phase(enum.IntEnum):
 
 
 _WORDS = 80
+#: Of one seat. Nothing is recorded outside of windows.
+_HISTOGRAMS = (len(Window) - 1, len(Measure), len(OPERATIONS), BUCKETS)
+_SEAT_WORDS = _WORDS + int(np.prod(_HISTOGRAMS))
 
 
 class Board:
     """The shared page of all seats. ``fd`` is a memory file of :func:`board_bytes` bytes."""
 
     def __init__(self, fd: int, seats: int) -> None:
-        self._words = memoryview(mmap.mmap(fd, board_bytes(seats))).cast("Q")
+        memory = mmap.mmap(fd, board_bytes(seats))
+        self._words = memoryview(memory).cast("Q")
+        self._histograms = np.frombuffer(memory, dtype=np.uint64).reshape(seats, _SEAT_WORDS)
+        self._histograms = self._histograms[:, _WORDS:].reshape(seats, *_HISTOGRAMS)
+        self._seats = seats
+        self._windows = 0
 
     def seat(self, seat: int) -> memoryview:
         """The words of one seat, indexed by :class:`Field`."""
-        return self._words[seat * _WORDS : (seat + 1) * _WORDS]
+        return self._words[seat * _SEAT_WORDS : seat * _SEAT_WORDS + _WORDS]
+
+    def histograms(self, seat: int) -> npt.NDArray[np.uint64]:
+        """A seat's latencies, by window (from USUAL on), measure, operation and bucket."""
+        mine: npt.NDArray[np.uint64] = self._histograms[seat]
+        return mine
+
+    def latencies(self) -> npt.NDArray[np.uint64]:
+        """Those of all seats together, as they are now."""
+        total: npt.NDArray[np.uint64] = self._histograms.sum(axis=0)
+        return total
+
+    def open_window(self, kind: Window) -> None:
+        """What workers do from now on belongs to this window."""
+        self._windows += 1
+        for seat in range(self._seats):
+            self.seat(seat)[Field.WINDOW] = window_word(self._windows, kind)
 
 
 def board_bytes(seats: int) -> int:
-    return seats * _WORDS * 8
+    return seats * _SEAT_WORDS * 8

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .board import OPERATIONS, Field, Phase
@@ -14,7 +15,8 @@ from .worker import FLAVOURS, Orders
 #: How long to wait for a worker to come into the situation in which it is to be killed.
 _PATIENCE_S = 0.05
 
-_KINDS = {
+#: How often each kind of death is drawn.
+KINDS = {
     "anytime": 36,
     "operating": 22,
     "holding": 18,
@@ -72,14 +74,23 @@ class Round:
 
 
 class Conductor:
-    """Keeps a crew at work and kills it, one seed's worth."""
+    """Keeps a crew at work and kills it, one seed's worth.
 
-    def __init__(self, crew: Crew, seed: int) -> None:
+    ``kinds``: how often each kind of death is drawn. ``rest``: see :class:`.worker.Orders`.
+    """
+
+    def __init__(
+        self, crew: Crew, seed: int, kinds: Mapping[str, int] = KINDS, rest: float = 0.0
+    ) -> None:
         self.crew = crew
         self.kills = 0
+        self.kills_by_kind: Counter[str] = Counter()
+        self._kinds = kinds
+        self._rest = rest
         self._seed = seed
         self._dice = random.Random(f"conductor {seed}")
         self._starts = 0
+        self._among: list[int] = []
         self._round = Round(0, 0, False, False)
 
     def rounds(self) -> Iterator[Round]:
@@ -97,27 +108,39 @@ class Conductor:
     def begin(self, now: Round) -> None:
         """Starts a worker on every seat."""
         self._round = now
-        for seat in range(self.crew.seats):
-            self._start(seat)
+        self.enlist(range(self.crew.seats))
 
     def end(self) -> None:
         """Ends all workers: killed, or asked to leave."""
         seats = list(self.crew.pids)
         if self._round.violent_end:
-            self._bury(self._kill(seats))
+            self.bury(self.kill(seats))
         else:
             self.crew.dismiss(seats)
 
-    def strike(self) -> None:
-        """Kills one worker or several, and starts others at once."""
+    def strike(self, among: Sequence[int] | None = None) -> None:
+        """Kills one worker or several, and starts others at once.
+
+        ``among``: the seats that may be struck; all of them by default.
+        """
+        self._among = list(range(self.crew.seats)) if among is None else list(among)
         stroke = self._draw()
         time.sleep(stroke.pause)
-        self.crew.watch()
+        self.crew.watch(frozenset(self.crew.pids) - frozenset(self._among))
+        before = self.kills
         getattr(self, "_" + stroke.kind.replace(", ", "_"))(stroke)
+        self.kills_by_kind[stroke.kind] += self.kills - before
 
     # ---- ways to die
 
     def _anytime(self, stroke: Stroke) -> None:
+        self.replace([stroke.seat])
+
+    def _busy(self, stroke: Stroke) -> None:
+        """In the middle of whatever operation comes next."""
+        words = self.crew.board.seat(stroke.seat)
+        self._await(lambda: words[Field.OPERATION] != 0)
+        self._spin(stroke.delay)
         self.replace([stroke.seat])
 
     def _operating(self, stroke: Stroke) -> None:
@@ -152,54 +175,57 @@ class Conductor:
         self._await(lambda: words[Field.OPERATION] == closing or words[Field.PHASE] == Phase.GONE)
         self._spin(stroke.delay)
         pid = self.crew.kill(stroke.seat)
-        self._start(stroke.seat)
-        self._bury({pid}, may_have_left=True)
+        self.enlist([stroke.seat])
+        self.kills += self.crew.bury(pid, may_have_left=True)
 
     def _all(self, stroke: Stroke) -> None:
         """Nobody is left: the first of the new ones recovers the host, the others wait for it."""
-        self.replace(list(self.crew.pids))
+        self.replace(self._among)
 
     def _all_twice(self, stroke: Stroke) -> None:
         """Also the one that recovers is killed."""
-        self.replace(list(self.crew.pids))
-        self._await(lambda: self.crew.board.seat(0)[Field.PHASE] >= Phase.ATTACHING)
+        self.replace(self._among)
+        first = self.crew.board.seat(self._among[0])
+        self._await(lambda: first[Field.PHASE] >= Phase.ATTACHING)
         self._spin(stroke.delay)
-        self.replace(list(self.crew.pids))
+        self.replace(self._among)
 
     # ---- how it is done
 
     def _draw(self) -> Stroke:
         dice = self._dice
-        seats = self.crew.seats
         return Stroke(
-            kind=dice.choices(list(_KINDS), list(_KINDS.values()))[0],
-            seat=dice.randrange(seats),
-            other=dice.randrange(seats),
+            kind=dice.choices(list(self._kinds), list(self._kinds.values()))[0],
+            seat=dice.choice(self._among),
+            other=dice.choice(self._among),
             operation=OPERATIONS.index(dice.choice(_DEADLY_OPERATIONS)),
             held=dice.choice((Field.VIEWS, Field.RESERVATIONS, Field.PINS)),
             pause=min(dice.expovariate(1 / 0.025), 0.2),
             delay=dice.choice((20e-6, 100e-6, 500e-6)) * dice.random(),
         )
 
-    def replace(self, seats: list[int]) -> None:
+    def replace(self, seats: Sequence[int]) -> None:
         """Kills workers and starts others in their seats."""
-        dead = self._kill(seats)
-        for seat in seats:
-            self._start(seat)  # before the kernel has buried the old ones
-        self._bury(dead)
+        dead = self.kill(seats)
+        self.enlist(seats)  # before the kernel has buried the old ones
+        self.bury(dead)
 
-    def _kill(self, seats: list[int]) -> set[int]:
+    def kill(self, seats: Sequence[int]) -> set[int]:
+        """Kills workers and leaves their seats empty. Returns the pids, to be buried."""
         self.kills += len(seats)
         return {self.crew.kill(seat) for seat in seats}
 
-    def _bury(self, pids: set[int], may_have_left: bool = False) -> None:
+    def bury(self, pids: set[int]) -> None:
         for pid in pids:
-            self.crew.bury(pid, may_have_left)
+            self.crew.bury(pid)
 
-    def _start(self, seat: int) -> None:
-        self._starts += 1
+    def enlist(self, seats: Sequence[int]) -> None:
+        """Starts workers on empty seats."""
         now = self._round
-        self.crew.start(Orders(seat, f"{self._seed}/{self._starts}", now.flavour, now.clears))
+        for seat in seats:
+            self._starts += 1
+            seed = f"{self._seed}/{self._starts}"
+            self.crew.start(Orders(seat, seed, now.flavour, now.clears, self._rest))
 
     def _await(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _PATIENCE_S

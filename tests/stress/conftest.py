@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,12 +13,15 @@ from .schedule import Schedule
 
 _DEFAULT_KILLS = 1000
 _DEFAULT_STEPS = 80
+_DEFAULT_PAUSES = 8
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("stress")
     group.addoption("--kills", type=int, help="processes to kill (STRESS_KILLS)")
     group.addoption("--steps", type=int, help="trials of a kill at one instruction (STRESS_STEPS)")
+    group.addoption("--pauses", type=int, help="hosts to stop past dead_after (STRESS_PAUSES)")
+    group.addoption("--report", type=Path, help="where test_hosts.py writes its figures, as JSON")
     group.addoption("--seed", type=int, help="seed of the schedule (STRESS_SEED)")
 
 
@@ -25,7 +29,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """The time limit grows with the number of kills."""
     for item in items:
         if "schedule" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.timeout(600 + _kills(config) + 5 * _steps(config)))
+            seconds = 600 + _kills(config) + 5 * _steps(config) + 20 * _pauses(config)
+            item.add_marker(pytest.mark.timeout(seconds))
 
 
 @pytest.fixture
@@ -44,7 +49,8 @@ def schedule(request: pytest.FixtureRequest) -> Iterator[Schedule]:
     print(f"seed {seed}: replay with --seed {seed} or STRESS_SEED={seed}")
     with capture.global_and_fixture_disabled():
         print(f"\n{request.node.name}: seed {seed}")
-    yield Schedule(seed, _kills(config), _steps(config), say)
+    report = config.getoption("--report", default=None)
+    yield Schedule(seed, _kills(config), _steps(config), _pauses(config), say, report)
 
 
 def _kills(config: pytest.Config) -> int:
@@ -53,6 +59,10 @@ def _kills(config: pytest.Config) -> int:
 
 def _steps(config: pytest.Config) -> int:
     return _chosen(config, "--steps", "STRESS_STEPS") or _DEFAULT_STEPS
+
+
+def _pauses(config: pytest.Config) -> int:
+    return _chosen(config, "--pauses", "STRESS_PAUSES") or _DEFAULT_PAUSES
 
 
 def _chosen(config: pytest.Config, option: str, variable: str) -> int | None:

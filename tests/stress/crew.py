@@ -29,16 +29,26 @@ class Crew:
     """A nursery and its workers, one per seat. Ends them all with the ``with`` block.
 
     ``options``: keywords of Pool.attach. ``hosts``: how many host ids the seats are spread over.
+    ``control_dir``: where each host has a folder for its control block; by default all share one.
     """
 
-    def __init__(self, path: Path, seats: int, options: dict[str, int], hosts: int = 1) -> None:
+    def __init__(
+        self,
+        path: Path,
+        seats: int,
+        options: dict[str, int],
+        hosts: int = 1,
+        control_dir: Path | None = None,
+    ) -> None:
         self.seats = seats
+        self.hosts = hosts
         self._board_fd = os.memfd_create("stress-board")
         os.ftruncate(self._board_fd, board_bytes(seats))
         self.board = Board(self._board_fd, seats)
         self._reports, report_fd = os.pipe()
         os.set_blocking(self._reports, False)
-        config = Config(str(path), options, seats, hosts, self._board_fd, report_fd)
+        base = str(control_dir) if control_dir else ""
+        config = Config(str(path), options, seats, hosts, self._board_fd, report_fd, base)
         self._nursery = subprocess.Popen(
             [sys.executable, "-m", "stress.nursery", config.encode()],
             stdin=subprocess.PIPE,
@@ -95,15 +105,16 @@ class Crew:
         os.kill(pid, signal.SIGKILL)
         return pid
 
-    def bury(self, pid: int, may_have_left: bool = False) -> None:
+    def bury(self, pid: int, may_have_left: bool = False) -> bool:
         """Waits until a killed worker is gone. BrokenPromiseError if it died of anything else.
 
-        ``may_have_left``: it was asked to end before, and may have done so.
+        ``may_have_left``: it was asked to end before, and may have done so. False if it has.
         """
         status = int(self._ask(f"reap {pid}"))
         if status != -signal.SIGKILL and not (may_have_left and status == 0):
             self.listen()
             raise BrokenPromiseError(f"a worker ended with status {status} before it was killed")
+        return status != 0
 
     def dismiss(self, seats: list[int]) -> None:
         """Asks workers to end, and waits for that."""
@@ -125,6 +136,9 @@ class Crew:
     def resume(self, seat: int) -> None:
         self.board.seat(seat)[Field.PAUSES] += 1
         os.kill(self.pids[seat], signal.SIGCONT)
+
+    def seats_of(self, host: int) -> list[int]:
+        return list(range(host, self.seats, self.hosts))
 
     # ---- watching
 

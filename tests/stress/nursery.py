@@ -35,12 +35,14 @@ class Config:
 
     path: str
     #: Keywords of Pool.attach.
-    options: dict[str, int]
+    options: dict[str, Any]
     seats: int
     hosts: int
     board_fd: int
     #: A pipe on which a worker says what it found, in one line.
     report_fd: int
+    #: Where each host has a folder of its own for its control block; empty: all share one.
+    control_dir: str = ""
 
     def encode(self) -> str:
         return json.dumps(vars(self))
@@ -48,6 +50,11 @@ class Config:
     @classmethod
     def decode(cls, text: str) -> Config:
         return cls(**json.loads(text))
+
+
+def control_dir(base: str, host: int) -> str:
+    """A host's own /dev/shm, so to say."""
+    return f"{base}/host{host}"
 
 
 def main() -> None:
@@ -84,8 +91,11 @@ def _live(config: Config, keyspace: Keyspace, board: Board, orders: Orders) -> N
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
-        options = {**config.options, "host_id": orders.seat % config.hosts}
-        work(config.path, options, keyspace, orders, board.seat(orders.seat))
+        host = orders.seat % config.hosts
+        options = {**config.options, "host_id": host}
+        if config.control_dir:
+            options["control_dir"] = control_dir(config.control_dir, host)
+        work(config.path, options, keyspace, orders, board)
         status = 0
     except WrongError as error:
         status = WRONG

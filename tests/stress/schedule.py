@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from .board import Field
 from .crew import Crew
@@ -15,8 +16,12 @@ class Schedule:
     kills: int
     #: Trials of killing at a single instruction.
     steps: int
+    #: Hosts to stop until the others take them for dead.
+    pauses: int
     #: Shows a line although pytest captures output.
     say: Callable[[str], None]
+    #: Where to write figures, as JSON.
+    report_path: Path | None
 
     def report(self, crew: Crew, counters: dict[str, int], seconds: float) -> None:
         """What happened, and the longest operations; without a bar, the machine is shared."""

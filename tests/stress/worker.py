@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from lmcache_beluga.pool import Pool, PutResult, Reservation, View
 
-from .board import OPERATIONS, Field, Phase
+from .board import OPERATIONS, Board, Field, Phase
 from .content import LENGTHS, SHARED_KEYS, Chunk, Keyspace
+from .latency import Measure, Window, bucket_of, window_of
 
 _MAX_VIEWS = 6
 _MAX_RESERVATIONS = 2
 _MAX_PINS = 4
 _GUARD = 64
+_LONGEST_REST_S = 0.2
 
 #: How often each operation is drawn.
 _WEIGHTS = {
@@ -67,6 +71,8 @@ class Orders:
     flavour: int
     #: Whether workers also clear the whole pool now and then.
     clears: bool
+    #: How much longer than it works a worker sleeps.
+    rest: float = 0.0
 
     def encode(self) -> str:
         return json.dumps(vars(self))
@@ -96,6 +102,43 @@ class Filled:
     written: int
 
 
+class OperationClock:
+    """Runs operations, shows on the board which one, and how long they take."""
+
+    def __init__(self, board: Board, seat: int) -> None:
+        self.words = board.seat(seat)
+        self._histograms = board.histograms(seat)
+        # Nanoseconds on a CPU, and for which this thread could have run and had none.
+        self._schedule = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+
+    def time(self, name: str, operation: Callable[[], object]) -> None:
+        """What was running while the conductor stopped this worker is not timed."""
+        words = self.words
+        index = OPERATIONS.index(name)
+        pauses, window, queued = words[Field.PAUSES], words[Field.WINDOW], self._queued()
+        start = time.monotonic_ns()
+        words[Field.SINCE] = start
+        words[Field.OPERATION] = index
+        operation()
+        words[Field.OPERATION] = 0
+        taken = time.monotonic_ns() - start
+        words[Field.DONE] += 1
+        words[Field.COUNT + index] += 1
+        if words[Field.PAUSES] != pauses:
+            return
+        words[Field.WORST + index] = max(taken, words[Field.WORST + index])
+        if kind := window_of(window, words[Field.WINDOW]):
+            unqueued = taken - (self._queued() - queued)
+            self._count(kind, Measure.ELAPSED, index, taken)
+            self._count(kind, Measure.UNQUEUED, index, unqueued)
+
+    def _count(self, kind: Window, measure: Measure, operation: int, taken: int) -> None:
+        self._histograms[kind - 1, measure, operation, bucket_of(taken)] += 1
+
+    def _queued(self) -> int:
+        return int(os.pread(self._schedule, 64, 0).split()[1])
+
+
 @dataclass
 class Worker:
     """Draws operations until it is told to stop. Raises WrongError for a broken promise."""
@@ -103,11 +146,15 @@ class Worker:
     pool: Pool
     keyspace: Keyspace
     orders: Orders
-    words: memoryview
+    clock: OperationClock
     dice: random.Random
     views: list[Held] = field(default_factory=list)
     reservations: list[Filled] = field(default_factory=list)
     pins: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def words(self) -> memoryview:
+        return self.clock.words
 
     def run(self) -> None:
         names = list(_WEIGHTS)
@@ -116,12 +163,16 @@ class Worker:
             names.append("clear")
             weights.append(1)
         methods: dict[str, Callable[[], None]] = {n: getattr(self, f"_{n}") for n in names}
-        while not self.words[Field.STOP]:
+        words = self.words
+        while not words[Field.STOP]:
+            start = time.monotonic()
             for name in self.dice.choices(names, weights, k=16):
-                timed(self.words, name, methods[name])
-                self.words[Field.VIEWS] = len(self.views)
-                self.words[Field.RESERVATIONS] = len(self.reservations)
-                self.words[Field.PINS] = len(self.pins)
+                self.clock.time(name, methods[name])
+                words[Field.VIEWS] = len(self.views)
+                words[Field.RESERVATIONS] = len(self.reservations)
+                words[Field.PINS] = len(self.pins)
+            if self.orders.rest:
+                time.sleep(min((time.monotonic() - start) * self.orders.rest, _LONGEST_REST_S))
 
     def finish(self) -> None:
         """Leaves the pool, sometimes tidily and sometimes with everything still in hand."""
@@ -131,7 +182,7 @@ class Worker:
             for filled in self.reservations:
                 filled.reservation.abort()
             self.pool.unpin_all()
-        timed(self.words, "close", self.pool.close)
+        self.clock.time("close", self.pool.close)
         self.views.clear()
         self.reservations.clear()
 
@@ -354,31 +405,16 @@ class Worker:
         self.words[Field.REFUSED] += result is PutResult.REFUSED
 
 
-def timed(words: memoryview, name: str, operation: Callable[[], object]) -> None:
-    """Runs an operation and shows it on the board; its time only if nobody stopped the worker."""
-    index = OPERATIONS.index(name)
-    pauses = words[Field.PAUSES]
-    start = time.monotonic_ns()
-    words[Field.SINCE] = start
-    words[Field.OPERATION] = index
-    operation()
-    words[Field.OPERATION] = 0
-    taken = time.monotonic_ns() - start
-    words[Field.DONE] += 1
-    words[Field.COUNT + index] += 1
-    if taken > words[Field.WORST + index] and words[Field.PAUSES] == pauses:
-        words[Field.WORST + index] = taken
-
-
 def work(
-    path: str, options: dict[str, int], keyspace: Keyspace, orders: Orders, words: memoryview
+    path: str, options: dict[str, Any], keyspace: Keyspace, orders: Orders, board: Board
 ) -> None:
     """A worker's whole life: attach, hammer, leave."""
     dice = random.Random(orders.seed)
-    words[Field.PHASE] = Phase.ATTACHING
+    clock = OperationClock(board, orders.seat)
+    clock.words[Field.PHASE] = Phase.ATTACHING
     pools: list[Pool] = []
-    timed(words, "attach", lambda: pools.append(Pool.attach(path, **options)))
-    words[Field.PHASE] = Phase.RUNNING
-    worker = Worker(pools[0], keyspace, orders, words, dice)
+    clock.time("attach", lambda: pools.append(Pool.attach(path, **options)))
+    clock.words[Field.PHASE] = Phase.RUNNING
+    worker = Worker(pools[0], keyspace, orders, clock, dice)
     worker.run()
     worker.finish()
