@@ -29,7 +29,9 @@ class Extents {
     return static_cast<Claim>(V::load(claim));
   }
 
-  /// The extents that nobody claims: all claims of all hosts, read at once.
+  /// The extents that are nobody's: all claims of all hosts, read at once. A claim may be damaged: a header, which is
+  /// voided before the claim goes, is as good as one. (Where it is this host's own, there are chunks, which the next
+  /// recovery finds.)
   std::vector<std::uint32_t> unclaimed() const {
     const std::uint32_t extents = pool_.sb().extents;
     for (std::uint32_t h = 0; h < pool_.sb().max_hosts; ++h) {
@@ -45,9 +47,40 @@ class Extents {
     }
     std::vector<std::uint32_t> free;
     for (std::uint32_t e = 0; e < extents; ++e) {
-      if (!taken[e]) free.push_back(e);
+      if (taken[e]) continue;
+      free.push_back(e);
+      V::observe(Point::header, pool_.header(e), kLine);
     }
+    V::observe_fence(Point::header);
+    std::erase_if(free, [&](std::uint32_t e) {
+      ExtentHeader header;
+      return load_header(e, header);
+    });
     return free;
+  }
+
+  /// Puts the claim on an own extent right if it was damaged. False: another host has the extent by now, and this one
+  /// must not touch it any more.
+  bool keep(std::uint32_t extent) {
+    if (claim_of(context_.host, extent) == Claim::owned) return true;
+    if (is_others(extent)) {
+      context_.control->extent(extent) = ExtentControl{};
+      note_cut();
+      return false;
+    }
+    publish_claim(extent, Claim::owned);
+    context_.count(Count::repaired);
+    return true;
+  }
+
+  /// Looks at what says whose an own extent is and how it is cut, and repairs it.
+  void scrub(std::uint32_t extent) {
+    const ExtentControl& control = context_.control->extent(extent);
+    if (!keep(extent) || control.slots == 0) return;
+    ExtentHeader header;
+    if (load_header(extent, header) && header.slots == control.slots && header.owner == context_.host) return;
+    write_own_header(extent, control.slots);
+    context_.count(Count::repaired);
   }
 
   /// Claims a free extent. No lock is shared between hosts: each writes its own claim, confirms it, and looks
@@ -66,8 +99,10 @@ class Extents {
     return true;
   }
 
-  /// Cuts an own extent in which every slot is free. Throws no_space when descriptors get no storage.
-  void cut(std::uint32_t extent, std::uint32_t slots) {
+  /// Cuts an own extent in which every slot is free. False: it is not this host's any more. Throws no_space when
+  /// descriptors get no storage.
+  bool cut(std::uint32_t extent, std::uint32_t slots) {
+    if (!keep(extent)) return false;
     ExtentControl& control = context_.control->extent(extent);
     pool_.reserve_descriptors(extent, slots);
     reserve_leases(extent);
@@ -87,13 +122,7 @@ class Extents {
         publish_word<V>(Point::void_slot, line, make_word(generation_of(word) + 1, 0, SlotState::free));
       }
     }
-    ExtentHeader header{};
-    header.slots = slots;
-    header.slot_size = slot_bytes(pool_.sb(), slots);
-    header.owner = context_.host;
-    header.incarnation = context_.header().incarnation;
-    header.crc = header_crc(extent, header);
-    write_header(extent, header);
+    write_own_header(extent, slots);
 
     std::uint64_t* map = context_.control->free_map(extent);
     for (std::uint32_t w = 0; w < context_.control->map_words(); ++w) {
@@ -103,7 +132,7 @@ class Extents {
                                                             : (std::uint64_t{1} << (slots - from)) - 1;
       __atomic_store_n(&map[w], bits, __ATOMIC_RELAXED);
     }
-    control.slot_size = header.slot_size;
+    control.slot_size = slot_bytes(pool_.sb(), slots);
     control.free = slots;
     control.hint = 0;
     control.draining = 0;
@@ -111,6 +140,7 @@ class Extents {
     control.owned = 1;
     control.slots = slots;
     note_cut();
+    return true;
   }
 
   /// Storage for this host's leases in an own extent: a chunk that could be stored can then also be read, however
@@ -151,12 +181,16 @@ class Extents {
 
   /// Reads how an extent is cut: by whichever host. False when its header is not valid.
   bool read_header(std::uint32_t extent, ExtentHeader& header) const {
-    const ExtentHeader* line = pool_.header(extent);
     if (!context_.control->extent(extent).owned) {
-      V::observe(Point::header, line, kLine);
+      V::observe(Point::header, pool_.header(extent), kLine);
       V::observe_fence(Point::header);
     }
-    load_words<V>(&header, line, sizeof(header));
+    return load_header(extent, header);
+  }
+
+  /// The same of a header that was observed.
+  bool load_header(std::uint32_t extent, ExtentHeader& header) const {
+    load_words<V>(&header, pool_.header(extent), sizeof(header));
     return header.crc == header_crc(extent, header) && header.slots >= 1 &&
            header.slots <= pool_.sb().slots_per_extent && header.slot_size == slot_bytes(pool_.sb(), header.slots) &&
            header.owner < pool_.sb().max_hosts;
@@ -197,6 +231,29 @@ class Extents {
   bool withdraw(std::uint32_t extent) {
     publish_claim(extent, Claim::none);
     return false;
+  }
+
+  /// Has another host won the extent, or does an intact header say that it has?
+  bool is_others(std::uint32_t extent) const {
+    for (std::uint32_t h = 0; h < pool_.sb().max_hosts; ++h) {
+      if (h == context_.host) continue;
+      const Claim claim = claim_of(h, extent);
+      if (claim == Claim::settled || claim == Claim::owned) return true;
+    }
+    ExtentHeader header;
+    V::observe(Point::header, pool_.header(extent), kLine);
+    V::observe_fence(Point::header);
+    return load_header(extent, header) && header.owner != context_.host;
+  }
+
+  void write_own_header(std::uint32_t extent, std::uint32_t slots) {
+    ExtentHeader header{};
+    header.slots = slots;
+    header.slot_size = slot_bytes(pool_.sb(), slots);
+    header.owner = context_.host;
+    header.incarnation = context_.header().incarnation;
+    header.crc = header_crc(extent, header);
+    write_header(extent, header);
   }
 
   void write_header(std::uint32_t extent, const ExtentHeader& header) {

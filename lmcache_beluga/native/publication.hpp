@@ -67,7 +67,12 @@ class Publication {
     }
     if (lease) *lease = leases_.hold_unpublished(chunk.print, slot.number, writing_word(slot));
     HotDescriptor* line = pool_.hot(slot.number);
-    V::store(&line->word, make_word(slot.generation, 0, SlotState::ready));
+    // The word is still this one, but for damage: then somebody else may have the slot by now.
+    if (!V::exchange_if(&line->word, writing_word(slot), make_word(slot.generation, 0, SlotState::ready))) {
+      index_.remove(chunk.print, slot.number);
+      context_.count(Count::garbage);
+      return PutResult::refused;
+    }
     // SYNC POINT: ready, lane (with Index::find_block): whoever reads the entry later reads READY too.
     const Place places[] = {{Point::ready, line}, {Point::lane, index_.own_lane(chunk.print)}};
     V::confirm_all(places);

@@ -68,12 +68,12 @@ class Recovery {
       const Claim claim = extents_.claim_of(context_.host, e);
       lower_stamps(e);
       any |= claim != Claim::none;
+      if (!is_mine(e, claim)) {
+        // Free, or an election that this host did not live to finish, or garbage.
+        if (claim != Claim::none) extents_.publish_claim(e, Claim::none);
+        continue;
+      }
       if (claim != Claim::owned) {
-        if (!damaged_claim(e)) {
-          // Free, or an election that this host did not live to finish, or garbage.
-          if (claim != Claim::none) extents_.publish_claim(e, Claim::none);
-          continue;
-        }
         // Somebody may be claiming it just now.
         if (!extents_.claim(e)) continue;
         context_.count(Count::repaired);
@@ -88,15 +88,21 @@ class Recovery {
     }
   }
 
-  /// Is an extent this host's although its claim does not say so? A header is written after the claim is OWNED,
-  /// and voided before the claim goes: one of this host's own is proof, unless somebody else has the extent.
-  bool damaged_claim(std::uint32_t e) {
+  /// Two records say whose an extent is: the claim, and the header, which is written after the claim is OWNED and
+  /// voided before the claim goes. Either may be damaged. Where they contradict each other nobody may come to share an
+  /// extent with another owner.
+  bool is_mine(std::uint32_t e, Claim claim) {
     ExtentHeader header;
-    if (!extents_.read_header(e, header) || header.owner != context_.host) return false;
+    const bool headed = extents_.read_header(e, header);
+    if (headed && header.owner != context_.host) return false;
+    if (headed && claim == Claim::owned) return true;
+    bool others = false;
     for (std::uint32_t h = 0; h < pool_.sb().max_hosts; ++h) {
-      if (h != context_.host && extents_.claim_of(h, e) != Claim::none) return false;
+      const Claim theirs = h == context_.host ? Claim::none : extents_.claim_of(h, e);
+      // Beside an OWNED claim of this host, an election of somebody else's is one that he is about to lose.
+      others |= theirs != Claim::none && (claim != Claim::owned || theirs != Claim::claiming);
     }
-    return true;
+    return !others && (headed || claim == Claim::owned);
   }
 
   void recover_extent(std::uint32_t e) {

@@ -142,9 +142,11 @@ class Slots {
     return __atomic_load_n(&control_.free_map(extent)[i / 64], __ATOMIC_RELAXED) >> (i % 64) & 1;
   }
 
-  /// Marks a slot in the free map to match its descriptor. Under the lock.
+  /// Marks a slot in the free map to match its descriptor. Under the lock. A slot that the extent is not cut into,
+  /// which only damage leads to, is nothing that anybody may take.
   void set_free(std::uint32_t extent, std::uint32_t i, bool free) {
     ExtentControl& control = control_.extent(extent);
+    if (i >= control.slots) return;
     std::uint64_t& word = control_.free_map(extent)[i / 64];
     const std::uint64_t bit = std::uint64_t{1} << (i % 64);
     if (((word & bit) != 0) == free) return;
@@ -384,8 +386,7 @@ class Slots {
           if (control.draining || (control.slots != 0 && (control.slots == cut || control.free != control.slots))) {
             continue;
           }
-          extents_.cut(e, cut);
-          return true;
+          if (extents_.cut(e, cut)) return true;
         }
       }
       refresh_unclaimed();
@@ -398,8 +399,7 @@ class Slots {
         if (!extents_.claim(e)) continue;
         control_.extent(e) = ExtentControl{};
         control_.extent(e).owned = 1;
-        extents_.cut(e, cut);
-        return true;
+        if (extents_.cut(e, cut)) return true;
       }
     } catch (const Error& error) {
       if (error.kind != ErrorKind::no_space) throw;

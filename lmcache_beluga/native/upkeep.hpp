@@ -119,7 +119,8 @@ class Upkeep {
         at = (std::uint64_t{pool_.first_slot(e)} + pool_.sb().slots_per_extent) % limit;
         continue;
       }
-      scrub_slot(static_cast<std::uint32_t>(at), orphans);
+      if (i == 0) extents_.scrub(e);
+      if (control.owned) scrub_slot(static_cast<std::uint32_t>(at), orphans);
       --budget;
       at = (at + 1) % limit;
     }
@@ -134,7 +135,11 @@ class Upkeep {
     HotDescriptor hot;
     if (!read_hot<V>(line, hot)) return;
     const bool free = is_state(hot.word) && state_of(hot.word) == SlotState::free;
-    if (free != slots_.is_free(e, i)) {
+    if (free && !slots_.is_free(e, i)) {
+      // Its last life did not end in order: whoever believes to be in it must not mistake the next one for it.
+      slots_.finish_locked(slot, generation_of(hot.word));
+      context_.count(Count::repaired);
+    } else if (free != slots_.is_free(e, i)) {
       slots_.set_free(e, i, free);
       context_.count(Count::repaired);
     } else if (is_state(hot.word) && state_of(hot.word) == SlotState::closing && !owner_plausible(hot.word)) {

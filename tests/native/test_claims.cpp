@@ -156,7 +156,70 @@ void an_extent_that_is_not_cut_yet_is_no_damage(const std::string& directory) {
   b.check_clean();
 }
 
+/// Two records say whose an extent is. With one of them damaged nobody else gets it.
+void a_damaged_claim_gives_nobody_the_extent(const std::string& directory) {
+  for (const int value : {0, 1, 2, 4, 255}) {
+    const auto pool = format(directory + "/pool", 2);
+    Process a(pool, directory, 0, 1, true, 60'000);
+    Process b(pool, directory, 1, 1, true, 60'000);
+    const std::uint32_t e = pool->extent_of(a.put("key"));
+    Coherent::store(pool->claims(0) + e, static_cast<std::uint8_t>(value));
+    CHECK(!unclaimed(b, e));
+    while (b.eviction.allocate(kExtent, *std::make_unique<Slot>()) == Refusal::none) continue;
+    CHECK(!b.context.owns(pool->first_slot(e)));
+    CHECK(a.lease("key"));
+    // The owner puts it right, and goes on.
+    a.upkeep.scrub(pool->slot_limit());
+    CHECK(a.extents.claim_of(0, e) == Claim::owned);
+    CHECK(a.counted(Count::repaired) >= 1);
+    a.put("another");
+    a.check_clean();
+  }
+}
+
+void an_owner_that_has_lost_its_extent_lets_go(const std::string& directory) {
+  const auto pool = format(directory + "/pool", 2);
+  Process a(pool, directory, 0);
+  const std::uint32_t e = pool->extent_of(a.put("key"));
+  set(*pool, 0, e, Claim::none);
+  set(*pool, 1, e, Claim::owned);
+  a.upkeep.scrub(pool->slot_limit());
+  CHECK(!a.context.owns(pool->first_slot(e)));
+  CHECK(a.extents.claim_of(0, e) == Claim::none);
+  CHECK(pool->extent_of(a.put("another")) != e);
+}
+
+void a_damaged_header_is_written_again(const std::string& directory) {
+  const auto pool = format(directory + "/pool");
+  Process a(pool, directory, 0);
+  const std::uint32_t e = pool->extent_of(a.put("key"));
+  pool->header(e)->slots ^= 1;
+  a.upkeep.scrub(pool->slot_limit());
+  a.check_clean();
+  Process again(pool, directory, 0);
+  CHECK(again.lease("key"));
+}
+
+/// A claim that a flipped bit made, beside the header of the host that has the extent.
+void a_claim_that_nobody_won_is_withdrawn_at_recovery(const std::string& directory) {
+  const auto pool = format(directory + "/pool", 2);
+  Process a(pool, directory, 0);
+  const std::uint32_t e = pool->extent_of(a.put("key"));
+  set(*pool, 1, e, Claim::owned);
+  Process b(pool, directory, 1);
+  CHECK(b.extents.claim_of(1, e) == Claim::none);
+  CHECK(!b.context.owns(pool->first_slot(e)));
+  CHECK(a.lease("key"));
+  set(*pool, 1, e, Claim::owned);
+  Process again(pool, directory, 0);  // both its records are whole
+  CHECK(again.lease("key"));
+}
+
 void run(const std::string& directory) {
+  a_damaged_claim_gives_nobody_the_extent(directory);
+  an_owner_that_has_lost_its_extent_lets_go(directory);
+  a_damaged_header_is_written_again(directory);
+  a_claim_that_nobody_won_is_withdrawn_at_recovery(directory);
   a_free_extent_is_claimed_once(directory);
   rivals(directory);
   a_higher_rival_that_withdraws_is_waited_for(directory);

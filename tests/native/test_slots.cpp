@@ -63,6 +63,38 @@ void generations_grow_with_each_life(const std::string& directory) {
   CHECK_EQ(slot.generation, first + 2);
 }
 
+/// A damaged entry may lead to a descriptor that an earlier cut left: nobody may get that slot.
+void a_slot_outside_the_cut_is_never_free(const std::string& directory) {
+  Process p(format(directory + "/pool"), directory);
+  const std::uint32_t whole = p.put("whole", kExtent);
+  const std::uint32_t stray = whole + 5;
+  const std::uint64_t word = make_word(1, 0, SlotState::ready);
+  publish_word<Coherent>(Point::ready, p.pool->hot(stray), word);
+  CHECK(p.evict(stray));
+  CHECK(p.evict(whole));
+  Slot first;
+  CHECK(p.eviction.allocate(kExtent, first) == Refusal::none);
+  for (Slot slot; p.eviction.allocate(kExtent, slot) == Refusal::none;) {
+    CHECK(slot.number != stray);
+    CHECK_EQ(slot.offset, 0u);
+  }
+}
+
+/// A flipped bit made a slot look free that somebody is writing to.
+void a_slot_that_seems_free_gets_a_new_generation(const std::string& directory) {
+  Process p(format(directory + "/pool"), directory);
+  Slot slot;
+  CHECK(p.eviction.allocate(kExtent, slot) == Refusal::none);
+  publish_word<Coherent>(Point::ready, p.pool->hot(slot.number), make_word(slot.generation, 0, SlotState::free));
+  p.upkeep.scrub(p.pool->slot_limit());
+  Slot again;
+  CHECK(p.eviction.allocate(kExtent, again) == Refusal::none);
+  CHECK_EQ(again.number, slot.number);
+  CHECK(again.generation > slot.generation);
+  CHECK(!p.publication.reserved(slot));
+  CHECK(p.publication.reserved(again));
+}
+
 void an_evicted_chunk_is_gone_and_its_slot_free(const std::string& directory) {
   Process p(format(directory + "/pool"), directory);
   const std::uint32_t slot = p.put("key");
@@ -245,6 +277,8 @@ void threads_share_the_slots(const std::string& directory) {
 void run(const std::string& directory) {
   slots_do_not_overlap(directory);
   generations_grow_with_each_life(directory);
+  a_slot_outside_the_cut_is_never_free(directory);
+  a_slot_that_seems_free_gets_a_new_generation(directory);
   an_evicted_chunk_is_gone_and_its_slot_free(directory);
   what_a_dead_process_held_comes_back(directory);
   the_living_keep_what_they_hold(directory);
