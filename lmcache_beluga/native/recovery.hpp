@@ -126,9 +126,12 @@ class Recovery {
     control.slots = header.slots;
     const std::uint32_t first = pool_.first_slot(e);
     for (std::uint32_t i = 0; i < header.slots; ++i) {
+      // Also a slot that somebody was writing: what he left in a cache is flushed before the extent goes.
+      const std::uint64_t word = V::load(&pool_.hot(first + i)->word);
+      const bool had_storage = is_state(word) && state_of(word) != SlotState::free;
       const bool free = recover_slot(first + i);
       if (free) slots_.set_free(e, i, true);
-      if (!free) control.reserved_bytes = (std::uint64_t{i} + 1) * header.slot_size;
+      if (!free || had_storage) control.reserved_bytes = (std::uint64_t{i} + 1) * header.slot_size;
     }
   }
 
