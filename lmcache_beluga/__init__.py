@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lmcache_beluga.pool import (
         CheckReport,
         Entry,
+        HostInfo,
         Pool,
         PoolInfo,
         PutResult,
@@ -52,6 +53,7 @@ _HOME = {
     "BelugaBackend": "engines.inprocess",
     "CheckReport": "pool",
     "Entry": "pool",
+    "HostInfo": "pool",
     "Pool": "pool",
     "PoolInfo": "pool",
     "PutResult": "pool",
@@ -70,6 +72,7 @@ __all__ = [
     "ForkedHandleError",
     "HalfFormattedError",
     "HostInUseError",
+    "HostInfo",
     "InvalidArgumentError",
     "KeySchemeError",
     "NoSpaceError",

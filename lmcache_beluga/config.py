@@ -84,6 +84,13 @@ class Settings:
         "caches of several hosts coherent; `noncoherent` for CXL 2.0 pools. Fixed when the pool "
         "is created.",
     )
+    payload_visibility: str = _setting(
+        kinds.choice("flush", "direct"),
+        "flush",
+        "In a `noncoherent` pool, who takes payload out of CPU caches: `flush`: this package, "
+        "around each transfer; `direct`: nobody has to, since every host maps payload uncacheable "
+        "and has DDIO off. Fixed when the pool is created.",
+    )
     mode: int = _setting(
         kinds.FILE_MODE,
         0o600,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -19,7 +20,16 @@ from typing import Any, TypeAlias
 from . import _native
 from .errors import InvalidArgumentError
 from .pool_arguments import ATTACH_NAMES, FORMAT_NAMES, AttachArguments, FormatArguments
-from .pool_info import CheckReport, Device, Entry, PoolInfo, PutResult, info_of
+from .pool_info import (
+    CheckReport,
+    Device,
+    Entry,
+    HostInfo,
+    PoolInfo,
+    PutResult,
+    host_of,
+    info_of,
+)
 from .reservation import Key, Reservation
 from .view import View
 
@@ -27,6 +37,7 @@ __all__ = [
     "CheckReport",
     "Device",
     "Entry",
+    "HostInfo",
     "Key",
     "Memory",
     "PathArgument",
@@ -43,6 +54,7 @@ PathArgument: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[st
 Memory: TypeAlias = Any
 
 _LIST_BATCH = 1024
+_RETIRE_POLL_S = 0.02
 
 
 def _paths(path: PathArgument) -> str | list[str]:
@@ -74,8 +86,10 @@ class Pool:
         ``max_hosts``: host ids it has room for (1..64). ``extent_size``: a power of two; by default
         a sixteenth of the pool, at most 1 GiB, and at least eight typical chunks. ``chunk_hint``:
         bytes of a typical chunk (default 256 KiB), which sizes index and slots. ``visibility``:
-        ``coherent``. ``key_scheme``: how keys are made, checked at attach. ``mode``: permission
-        bits of new files (0o600, whatever the umask). ``force``: format although it is in use.
+        ``coherent`` or ``noncoherent``; ``payload_visibility``: ``flush``, or ``direct`` where
+        payload is never cached (see the settings of these names). ``key_scheme``: how keys are
+        made, checked at attach. ``mode``: permission bits of new files (0o600, whatever the umask).
+        ``force``: format although it is in use.
 
         Raises PoolBusyError, NotAPoolError, PoolMissingError, PoolPermissionError, NoSpaceError,
         InvalidArgumentError, UnsupportedError, PoolIOError.
@@ -123,6 +137,15 @@ class Pool:
             AttachArguments(**join).native(),
         )
         return cls(native)
+
+    @staticmethod
+    def hosts(path: PathArgument, *, watch_ms: int = 60_000) -> list[HostInfo]:
+        """The hosts that take part in a pool, or did, seen from outside: attaches to nothing.
+
+        Watches until each has beaten or has been silent for its ``dead_after_ms``, at most
+        ``watch_ms``: it takes as long as the longest silence. Raises what :meth:`attach` raises
+        when there is no pool."""
+        return [host_of(facts) for facts in _native.hosts(_paths(path), watch_ms)]
 
     # ---- what is there
 
@@ -239,22 +262,48 @@ class Pool:
         return self._native.touch(keys)
 
     def remove(self, keys: Sequence[Key]) -> int:
-        """Removes chunks that this host owns. Returns how many keys were removed.
+        """Removes chunks, whoever owns them. Returns of how many keys there was a copy.
 
-        No lookup finds them any more; the space of one that is leased comes back when its leases
-        end."""
+        No lookup finds one that this host owns any more. The owners of others are asked, and act
+        at their next heartbeat: such a chunk may be found until then, and one of a dead host until
+        that host is back, or retired. Requests wait in a ring of 128 entries; where an owner lags
+        behind, this waits for up to ten heartbeats, and keys for which there is no room then are
+        not counted. The space of a chunk that is leased comes back when its leases end."""
         return self._native.remove(keys)
 
     def clear(self) -> int:
-        """Removes all chunks of this host and gives empty extents back. Returns how many chunks."""
+        """Removes all chunks. Returns how many of this host there were.
+
+        Those are found no more, and empty extents are given back. The other hosts are asked to do
+        the same, and act at their next heartbeat: what they store until then goes, too. A dead host
+        acts when it comes back."""
         return self._native.clear()
 
     def evict(self, nbytes: int) -> int:
         """Evicts the coldest unleased chunks of this host until about ``nbytes`` are free.
 
-        Returns bytes freed.
+        Returns bytes freed. Other hosts' chunks are not touched: a host that needs room asks for it
+        by itself, and gets the coldest of the pool.
         """
         return self._native.evict(nbytes)
+
+    def retire(self, *, timeout_ms: int = 60_000) -> bool:
+        """Takes this host out of the pool for good: its chunks go, its extents become free.
+
+        Waits for the leases that others hold on its chunks. True: done, and this handle is closed.
+        False: after ``timeout_ms`` some are still leased; the chunks are gone, their space is not:
+        call it again. From the first call on this handle stores nothing.
+
+        To retire a host whose machine is gone, attach as that host with ``takeover``, but only
+        once that machine is powered off or cut off: what it still writes would land in other hosts'
+        chunks. Raises HostInUseError while other processes of the host are attached."""
+        deadline = time.monotonic() + timeout_ms / 1000
+        while not self._native.retire():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_RETIRE_POLL_S)
+        self._native.close()
+        return True
 
     # ---- looking inside
 

@@ -14,6 +14,7 @@ class FormatArguments:
     extent_size: int | None = None
     chunk_hint: int | None = None
     visibility: str = "coherent"
+    payload_visibility: str = "flush"
     key_scheme: str = ""
     mode: int = 0o600
     force: bool = False
@@ -23,11 +24,16 @@ class FormatArguments:
             raise InvalidArgumentError(
                 f"visibility must be 'coherent' or 'noncoherent', not {self.visibility!r}"
             )
+        if self.payload_visibility not in ("flush", "direct"):
+            raise InvalidArgumentError(
+                f"payload_visibility must be 'flush' or 'direct', not {self.payload_visibility!r}"
+            )
         return {
             "max_hosts": self.max_hosts,
             "extent_size": self.extent_size or 0,
             "chunk_hint": self.chunk_hint or 0,
             "noncoherent": self.visibility == "noncoherent",
+            "direct": self.payload_visibility == "direct",
             "key_scheme": self.key_scheme,
             "mode": self.mode,
             "force": self.force,

@@ -48,6 +48,7 @@ class PoolInfo:
     record_bytes: int
     metadata_bytes: int
     visibility: str
+    payload_visibility: str
     key_scheme: str
     max_lease_ms: int
     created_unix_ms: int
@@ -56,6 +57,36 @@ class PoolInfo:
     def capacity(self) -> int:
         """Payload bytes of all extents."""
         return self.extent_size * self.extents
+
+
+@dataclass(frozen=True)
+class HostInfo:
+    """One host of a pool, as :meth:`Pool.hosts` finds it."""
+
+    id: int
+    name: str
+    #: ``member`` or ``retired``
+    state: str
+    #: It beats. False for one that has left in order, too.
+    live: bool
+    #: Its last process has ended in order.
+    left: bool
+    #: A process of this machine is attached as this host: it may be stopped.
+    attached: bool
+    incarnation: int
+    #: As it last told, and so are ``pressure`` and ``coldest_age_ms``.
+    processes: int
+    #: That it owns.
+    extents: int
+    #: Extents that it could use and cannot have.
+    pressure: int
+    #: Of the chunk that it would evict next; 0: none.
+    coldest_age_ms: int
+    #: After so long in silence it is dead.
+    dead_after_ms: int
+    #: For how long it was watched without a beat; 0 for a live one. It may have been silent before.
+    silent_ms: int
+    counters: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -95,6 +126,11 @@ class CheckReport:
     @property
     def ok(self) -> bool:
         return self.problems == 0
+
+
+def host_of(facts: dict[str, Any]) -> HostInfo:
+    """What the native core says of a host as a HostInfo."""
+    return HostInfo(**{name: facts[name] for name in HostInfo.__dataclass_fields__})
 
 
 def info_of(geometry: dict[str, Any]) -> PoolInfo:

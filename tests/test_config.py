@@ -143,6 +143,8 @@ def test_malformed_host_ids(value: object) -> None:
 def test_visibility() -> None:
     assert read(visibility="noncoherent").visibility == "noncoherent"
     assert refusal(visibility="none").endswith("give coherent or noncoherent")
+    assert read(payload_visibility="direct").payload_visibility == "direct"
+    assert refusal(payload_visibility="ddio").endswith("give flush or direct")
 
 
 def test_uuid() -> None:

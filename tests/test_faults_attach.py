@@ -267,6 +267,11 @@ def test_attach_options_out_of_range(
         ({"extent_size": 8 * MIB}, InvalidArgumentError, "too small for extents of 8 MiB"),
         ({"chunk_hint": 10}, InvalidArgumentError, "chunk_hint must be 64 bytes to 64 GiB"),
         ({"key_scheme": "s" * 192}, InvalidArgumentError, "key_scheme is longer than 191 bytes"),
+        (
+            {"payload_visibility": "none"},
+            InvalidArgumentError,
+            "'flush' or 'direct', not 'none'",
+        ),
         ({"visibility": "maybe"}, InvalidArgumentError, "'coherent' or 'noncoherent', not 'maybe'"),
     ],
 )

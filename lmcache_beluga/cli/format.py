@@ -15,6 +15,7 @@ EPILOG = """\b
 Examples:
   beluga format /dev/shm/beluga.pool --size 64GiB
   beluga format /dev/dax0.0 /dev/dax1.0 --chunk-hint 16MiB
+  beluga format /dev/dax0.0 --visibility noncoherent --max-hosts 16
   beluga format /dev/shm/beluga.pool --size 64GiB --force
 """
 
@@ -30,6 +31,11 @@ Examples:
 )
 @setting_option("max_hosts", "Room for this many host ids.", metavar="N")
 @setting_option("visibility", "coherent or noncoherent.", metavar="MODE")
+@setting_option(
+    "payload_visibility",
+    "flush, or direct where no CPU ever caches payload.",
+    metavar="MODE",
+)
 @setting_option(
     "key_scheme",
     "Refuse engines that hash prompts otherwise; without it, the first engine decides.",
@@ -47,6 +53,7 @@ def format_pool(
     extent_size: int | None,
     max_hosts: int,
     visibility: str,
+    payload_visibility: str,
     key_scheme: str | None,
     mode: int,
     force: bool,
@@ -71,6 +78,7 @@ def format_pool(
         pool_paths(paths),
         max_hosts=max_hosts,
         visibility=visibility,
+        payload_visibility=payload_visibility,
         mode=mode,
         force=force,
         **{name: value for name, value in arguments.items() if value is not None},

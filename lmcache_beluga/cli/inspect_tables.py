@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from lmcache_beluga.cli.tables import facts, table
+from lmcache_beluga.cli.tables import facts, host_name, host_state, table
 from lmcache_beluga.quantities import format_size
 
 # Two columns halve the height, so that --watch fits on a screen.
@@ -40,7 +40,7 @@ def _geometry(geometry: dict[str, Any]) -> Table:
         "Pool",
         [
             ("uuid", geometry["uuid"]),
-            ("format", f"version {geometry['version']}, {geometry['visibility']}"),
+            ("format", f"version {geometry['version']}, {_visibility(geometry)}"),
             ("created", f"{created:%Y-%m-%d %H:%M:%S} UTC"),
             ("extents", f"{geometry['extents']} of {format_size(geometry['extent_size'])}"),
             (
@@ -56,6 +56,12 @@ def _geometry(geometry: dict[str, Any]) -> Table:
             ("key scheme", escape(geometry["key_scheme"] or "set by the first engine")),
         ],
     )
+
+
+def _visibility(geometry: dict[str, Any]) -> str:
+    if geometry["visibility"] == "coherent":
+        return "coherent"
+    return f"noncoherent, payload {geometry['payload_visibility']}"
 
 
 def _devices(devices: list[dict[str, Any]]) -> Table:
@@ -77,15 +83,10 @@ def _hosts(hosts: list[dict[str, Any]]) -> Table:
     for heading in ("Processes", "Extents", "Incarnation"):
         result.add_column(heading, justify="right")
     for host in hosts:
-        if host["state"] == "member":
-            state = "[green]live[/]" if host["live"] else "[yellow]dead[/]"
-        else:
-            state = escape(str(host["state"]))
         result.add_row(
             f"{host['id']}{' (this one)' if host['self'] else ''}",
-            # Other hosts wrote it: it may hold anything.
-            escape("".join(c if c.isprintable() else "?" for c in host["name"])),
-            state,
+            host_name(host["name"]),
+            host_state(host["state"], live=host["live"], left=host["left"]),
             str(host["processes"]),
             str(host["extents"]),
             str(host["incarnation"]),

@@ -60,7 +60,7 @@ def pool_paths(paths: Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-def attach(paths: Sequence[str], host_id: int) -> Pool:
+def attach(paths: Sequence[str], host_id: int, *, takeover: bool = False) -> Pool:
     """Attach to a pool that exists as one more process of this host; raises BelugaError."""
     from lmcache_beluga.pool import Pool
 
@@ -70,7 +70,7 @@ def attach(paths: Sequence[str], host_id: int) -> Pool:
         host_id=host_id,
         # Looking at a pool must never create one, take a host id over, or fault terabytes in.
         size=None,
-        takeover=False,
+        takeover=takeover,
         prefault=False,
     )
     return Pool.open(**settings.pool_arguments())

@@ -52,7 +52,8 @@ def rm(
     KEY, any other one is a PATH. One hash may stand for several chunks: ranks, layers, models.
 
     Nobody finds a removed chunk any more; one that is being read just now gives its space back when
-    its readers are done. Chunks that another host owns stay.
+    its readers are done. What other hosts own they are asked to remove: they do so at their next
+    heartbeat, a dead one when it comes back.
 
     Exit status: 0 done, 1 no chunk matches, 2 the pool could not be opened.
     """
@@ -67,15 +68,21 @@ def rm(
             # On stderr, so that stdout stays what a program reads.
             question = f"Remove {_count(len(chosen))} ({format_size(size)})?"
             click.confirm(question, abort=True, err=True)
+        asked = sum(chunk.entry.host != pool.host_id for chunk in chosen)
         removed = _remove(pool, chosen, everything)
-    kept = max(0, len(chosen) - removed)
+        if everything:
+            removed += asked  # what clear() counts is this host's
+    removed = min(removed, len(chosen))
+    kept = len(chosen) - removed
     if as_json:
-        click.echo(json.dumps({"matched": len(chosen), "removed": removed, "kept": kept}))
+        counts = {"matched": len(chosen), "removed": removed, "asked": asked, "kept": kept}
+        click.echo(json.dumps(counts))
     elif not chosen:
         click.echo("the pool is empty" if everything else "no chunk matches")
     else:
-        rest = f"; {kept} gone already, or another host's" if kept else ""
-        click.echo(f"removed {_count(removed)}{rest}")
+        others = f", {asked} of them by asking their hosts" if asked else ""
+        rest = f"; {kept} gone already, or their hosts do not listen" if kept else ""
+        click.echo(f"removed {_count(removed)}{others}{rest}")
     ctx.exit(0 if chosen or everything else 1)
 
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "ls": LazyCommand("lmcache_beluga.cli.ls:ls", "List the chunks in a pool."),
     "rm": LazyCommand("lmcache_beluga.cli.rm:rm", "Remove chunks from a pool."),
     "check": LazyCommand("lmcache_beluga.cli.check:check", "Validate every record of a pool."),
+    "host": LazyCommand("lmcache_beluga.cli.host:host", "List the hosts of a pool, or retire one."),
     "settings": LazyCommand(
         "lmcache_beluga.cli.settings:settings", "List all settings, and what they are here."
     ),

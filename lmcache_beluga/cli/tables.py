@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -41,6 +42,20 @@ def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
     for name, value in rows:
         result.add_row(name, value)
     return result
+
+
+def host_name(name: str) -> str:
+    """A host's name, in markup. Other hosts wrote it: it may hold anything."""
+    return escape("".join(c if c.isprintable() else "?" for c in name))
+
+
+def host_state(state: str, *, live: bool, left: bool) -> str:
+    """Is a host alive? In markup."""
+    if state != "member":
+        return escape(state)
+    if live:
+        return "[green]live[/]"
+    return "left" if left else "[yellow]dead[/]"
 
 
 @contextmanager

@@ -12,6 +12,7 @@
 #include "cache_instructions.hpp"
 #include "errors.hpp"
 #include "format.hpp"
+#include "host_view.hpp"
 #include "pool_core.hpp"
 
 namespace beluga {
@@ -127,6 +128,7 @@ Facts geometry_facts(const PoolMemory& pool) {
   d["record_bytes"] = sb.record_bytes;
   d["metadata_bytes"] = sb.metadata_bytes;
   d["visibility"] = sb.visibility == VisibilityMode::coherent ? "coherent" : "noncoherent";
+  d["payload_visibility"] = sb.payload_visibility == PayloadVisibility::flush ? "flush" : "direct";
   d["key_scheme"] = std::string(sb.key_scheme);
   d["max_lease_ms"] = sb.max_lease_ms;
   d["created_unix_ms"] = sb.created_unix_ms;
@@ -186,6 +188,18 @@ NB_MODULE(_native, m) {
         return geometry_facts(*pool);
       },
       "path"_a);
+  m.def(
+      "hosts",
+      [](nb::handle path, std::uint32_t watch_ms) {
+        const auto paths = paths_of(path);
+        std::vector<HostView> views;
+        {
+          nb::gil_scoped_release unlocked;
+          views = watch_hosts(*open_pool(paths, 30'000), watch_ms);
+        }
+        return host_facts(views);
+      },
+      "path"_a, "watch_ms"_a);
   m.def(
       "attach",
       [](nb::handle path, const Options& options) {

@@ -2,6 +2,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include "host_view.hpp"
 #include "pool_memory.hpp"
 
 namespace beluga {
@@ -13,6 +14,9 @@ using Facts = nb::typed<nb::dict, nb::str, nb::any>;
 
 /// A pool's geometry, as PoolInfo takes it.
 Facts geometry_facts(const PoolMemory& pool);
+
+/// The hosts of a pool, as HostInfo takes them.
+nb::typed<nb::list, Facts> host_facts(const std::vector<HostView>& views);
 
 /// Adds the class Pool to the module.
 void bind_pool(nb::module_& m);

@@ -41,6 +41,35 @@ ViewList get_views(const PoolPtr& pool, nb::handle keys, bool prefix) {
 
 }  // namespace
 
+nb::typed<nb::list, Facts> host_facts(const std::vector<HostView>& views) {
+  nb::typed<nb::list, Facts> out;
+  for (const HostView& v : views) {
+    nb::dict d;
+    d["id"] = v.id;
+    d["state"] = v.state == static_cast<std::uint32_t>(HostState::member) ? "member" : "retired";
+    d["incarnation"] = v.incarnation;
+    d["tick"] = v.tick;
+    d["processes"] = v.processes;
+    d["extents"] = v.extents;
+    d["pressure"] = v.pressure;
+    d["coldest_age_ms"] = v.coldest_age_ms;
+    d["dead_after_ms"] = v.dead_after_ms;
+    d["left"] = v.left;
+    d["live"] = v.live;
+    d["attached"] = v.attached;
+    d["silent_ms"] = v.silent_ms;
+    d["self"] = v.self;
+    // Another host wrote it: it may hold anything.
+    d["name"] = nb::steal<nb::str>(
+        PyUnicode_DecodeUTF8(v.name.data(), static_cast<Py_ssize_t>(v.name.size()), "replace"));
+    nb::dict counters;
+    for (std::size_t c = 0; c < kCounts; ++c) counters[kCountNames[c]] = v.counters[c];
+    d["counters"] = counters;
+    out.append(d);
+  }
+  return out;
+}
+
 void bind_pool(nb::module_& m) {
   nb::class_<PoolCore>(m, "Pool", "One process's handle on one pool.")
       .def_prop_ro("geometry", [](const PoolPtr& p) { return geometry_facts(*p->context().pool); })
@@ -175,6 +204,11 @@ void bind_pool(nb::module_& m) {
              nb::gil_scoped_release unlocked;
              return p->clear();
            })
+      .def("retire",
+           [](const PoolPtr& p) {
+             nb::gil_scoped_release unlocked;
+             return p->retire();
+           })
       .def("evict",
            [](const PoolPtr& p, std::uint64_t bytes) {
              nb::gil_scoped_release unlocked;
@@ -259,24 +293,7 @@ void bind_pool(nb::module_& m) {
                nb::gil_scoped_release unlocked;
                views = p->hosts();
              }
-             nb::typed<nb::list, Facts> out;
-             for (const HostView& v : views) {
-               nb::dict d;
-               d["id"] = v.id;
-               d["state"] = v.state == static_cast<std::uint32_t>(HostState::member) ? "member" : "retired";
-               d["incarnation"] = v.incarnation;
-               d["tick"] = v.tick;
-               d["processes"] = v.processes;
-               d["extents"] = v.extents;
-               d["live"] = v.live;
-               d["self"] = v.self;
-               d["name"] = nb::str(v.name.c_str(), v.name.size());
-               nb::dict counters;
-               for (std::size_t c = 0; c < kCounts; ++c) counters[kCountNames[c]] = v.counters[c];
-               d["counters"] = counters;
-               out.append(d);
-             }
-             return out;
+             return host_facts(views);
            })
       .def("totals",
            [](const PoolPtr& p) -> Facts {

@@ -56,12 +56,13 @@ class Hosts {
   struct Clock {
     std::uint32_t tick = 0;
     bool live = false;
+    std::uint64_t silent_ms = 0;  // since it was last seen to move, or first seen
   };
 
   /// A host's tick, freshly observed. For a dead host the time since its last sign of life is added, so that
   /// its chunks grow old too.
   Clock clock_of(std::uint32_t h) {
-    if (h == context_.host) return {context_.tick(), true};
+    if (h == context_.host) return {context_.tick(), true, 0};
     observe_clock(h);
     V::observe_fence(Point::heartbeat);
     return judge(h);
@@ -73,7 +74,7 @@ class Hosts {
     if (h != context_.host) V::observe(Point::heartbeat, &context_.pool->host(h)->heartbeat, kLine);
   }
   Clock judge(std::uint32_t h) {
-    if (h == context_.host) return {context_.tick(), true};
+    if (h == context_.host) return {context_.tick(), true, 0};
     const HostHeartbeat& beat = context_.pool->host(h)->heartbeat;
     const std::uint64_t now = context_.now_ms();
     const std::uint64_t seen = std::uint64_t{V::load(&beat.incarnation)} << 32 | V::load(&beat.tick);
@@ -85,6 +86,7 @@ class Hosts {
     }
     const std::uint64_t age = now - sight.since.load(std::memory_order_acquire);
     Clock clock;
+    clock.silent_ms = age;
     clock.live = age < std::min<std::uint64_t>(patience, kLongestPatienceMs);
     clock.tick = static_cast<std::uint32_t>(seen) + static_cast<std::uint32_t>(clock.live ? 0 : age);
     return clock;

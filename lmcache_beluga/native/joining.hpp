@@ -20,8 +20,8 @@ class Joining {
   ///
   /// Otherwise two machines, or two containers that do not share /dev/shm, may want it at once. Whoever beats is
   /// left alone: watched for dead_after. Then each writes its nonce, confirms it, and goes on only if it is still
-  /// there dead_after later. Throws host_in_use.
-  void take(bool certain, std::uint64_t key_scheme) {
+  /// there dead_after later. Throws host_in_use. Returns whether this host was a member already.
+  bool take(bool certain, std::uint64_t key_scheme) {
     const HostIdentity before = observe_identity<V>(pool_, context_.host);
     if (!certain && before.state == static_cast<std::uint32_t>(HostState::member) && beats()) throw_in_use("beats");
     if (key_scheme == 0) key_scheme = before.key_scheme;  // of the chunks that are here already
@@ -34,6 +34,7 @@ class Joining {
     hosts_.refresh_active();
     const bool known = before.state == static_cast<std::uint32_t>(HostState::member);
     if (V::mode == VisibilityMode::noncoherent && !known) await_readers();
+    return known;
   }
 
  private:

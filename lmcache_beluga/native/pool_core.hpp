@@ -10,6 +10,7 @@
 #include "copy.hpp"
 #include "fingerprint.hpp"
 #include "host_context.hpp"
+#include "host_view.hpp"
 #include "key_record.hpp"
 #include "leases.hpp"
 #include "publication.hpp"
@@ -39,19 +40,6 @@ struct CutUse {
   std::uint64_t slots = 0;
   std::uint64_t used = 0;
   std::uint64_t bytes = 0;  // of chunks
-};
-
-struct HostView {
-  std::uint32_t id = 0;
-  std::uint32_t state = 0;
-  std::uint32_t incarnation = 0;
-  std::uint32_t tick = 0;
-  std::uint32_t processes = 0;
-  std::uint32_t extents = 0;
-  bool live = false;
-  bool self = false;
-  std::string name;
-  std::vector<std::uint64_t> counters;  // as published, by Count
 };
 
 /// What is in the pool now, seen from this host.
@@ -124,7 +112,9 @@ class PoolCore {
   virtual std::size_t touch(std::span<const Fingerprint> prints) = 0;
   virtual std::size_t remove(std::span<const Fingerprint> prints) = 0;
   virtual std::uint64_t clear() = 0;
-  /// Empties this host and takes its page out of use. False: chunks are still leased; try again in a while.
+  /// Empties this host and takes its page out of use; from the first call on this handle stores nothing. True: done,
+  /// and the handle is closed. False: chunks are still leased; try again in a while. Throws host_in_use while other
+  /// processes of the host are attached.
   virtual bool retire() = 0;
   virtual std::uint64_t evict(std::uint64_t bytes) = 0;
 

@@ -43,7 +43,8 @@ class PoolProcess {
   void start_host(bool certain, std::uint64_t key_scheme) {
     Recovery<V> recovery(context, index, hosts, slots, extents);
     recovery.start_clock();
-    Joining<V>(context, hosts).take(certain, key_scheme);
+    const bool known = Joining<V>(context, hosts).take(certain, key_scheme);
+    if (!known) requests.skip_all();
     recovery.run();
   }
 
@@ -81,14 +82,21 @@ class PoolProcess {
     return V::load(&shared->magic) == kMagic && V::load(&shared->epoch) == context.sb().epoch;
   }
 
-  /// Removes a key on every host; owners of copies elsewhere are asked. True if there was one.
-  bool remove(const Fingerprint& print) {
+  /// How long to wait for owners that read requests more slowly than they are made.
+  std::uint32_t asking_patience_ms() const noexcept { return kAskBeats * context.options.heartbeat_ms; }
+
+  /// Removes a key on every host; owners of copies elsewhere are asked, for at most `patience_ms` each, which is 0
+  /// after one in vain. True if there was a copy, which is gone, or whose owner has been asked.
+  bool remove(const Fingerprint& print, std::uint32_t& patience_ms) {
     bool found_any = removal.remove_own(print);
     std::vector<Found> copies;
     index.find_all(print, copies);
     for (const Found& copy : copies) {
       if (context.owns(copy.slot)) continue;
-      found_any |= requests.ask(Requests<V>::Operation::remove, copy.slot, generation_of(copy.word));
+      const bool asked =
+          requests.ask(Requests<V>::Operation::remove, copy.slot, generation_of(copy.word), patience_ms);
+      if (!asked) patience_ms = 0;
+      found_any |= asked;
     }
     return found_any;
   }
@@ -98,7 +106,7 @@ class PoolProcess {
     const std::uint64_t removed = removal.remove_all_own();
     slots.release_empty();
     const std::uint64_t others = context.active_hosts() & ~(std::uint64_t{1} << context.host);
-    if (others) requests.ask(Requests<V>::Operation::clear, 0, 0);
+    if (others) requests.ask(Requests<V>::Operation::clear, 0, 0, asking_patience_ms());
     return removed;
   }
 
@@ -131,6 +139,7 @@ class PoolProcess {
 
  private:
   static constexpr std::uint64_t kSlowBeats = 5;
+  static constexpr std::uint32_t kAskBeats = 10;
   static constexpr std::uint32_t kScrubBudget = 512;
 
   std::uint64_t beats_ = 0;

@@ -26,22 +26,27 @@ class Requests {
         removal_(removal) {}
 
   /// Asks the owner of `slot`, or with `clear` every other host. False: the ring is full of requests that a live
-  /// owner has not read yet.
-  bool ask(Operation operation, std::uint32_t slot, std::uint64_t generation) {
-    typename Slots<V>::Locked lock(slots_);
-    if (!lock) return false;
+  /// owner has not read within `patience_ms`, or the slot lock cannot be had.
+  bool ask(Operation operation, std::uint32_t slot, std::uint64_t generation, std::uint32_t patience_ms) {
+    for (std::uint32_t waited = 0;; waited += kPollMs) {
+      const Answer answer = try_to_ask(operation, slot, generation);
+      if (answer != Answer::full) return answer == Answer::asked;
+      if (waited >= patience_ms) return false;
+      V::sleep_us(kPollMs * 1000);
+    }
+  }
+
+  /// What was asked before this host took part is nothing to it.
+  void skip_all() {
+    for (std::uint32_t h = 0; h < context_.sb().max_hosts; ++h) {
+      if (h != context_.host) V::observe(Point::request_head, &pool_.host(h)->ring_head, sizeof(std::uint64_t));
+    }
+    V::observe_fence(Point::request_head);
     HostPage& page = *pool_.host(context_.host);
-    const std::uint64_t head = V::load(&page.ring_head);
-    if (!has_room(head)) return false;
-    OwnerRequest& entry = page.ring[head % kRingEntries];
-    V::store(&entry.generation, generation);
-    V::store(&entry.slot, slot);
-    V::store(&entry.operation, static_cast<std::uint32_t>(operation));
-    // SYNC POINT: request, request_head (with serve on the owner): no owner may count an entry that it cannot see.
-    V::confirm(Point::request, &entry, sizeof(entry));
-    V::store(&page.ring_head, head + 1);
-    V::publish(Point::request_head, &page.ring_head, sizeof(page.ring_head));
-    return true;
+    for (std::uint32_t h = 0; h < context_.sb().max_hosts; ++h) {
+      V::store(&page.acknowledged[h], h == context_.host ? 0 : V::load(&pool_.host(h)->ring_head));
+    }
+    V::publish(Point::acknowledge, page.acknowledged, sizeof(page.acknowledged));
   }
 
   /// Acts on what other hosts ask. Called at each heartbeat. Returns the chunks that went.
@@ -58,7 +63,27 @@ class Requests {
   }
 
  private:
+  static constexpr std::uint32_t kPollMs = 1;
+  enum class Answer { asked, full, busy };
+
   static std::uint32_t lowest(std::uint64_t hosts) { return static_cast<std::uint32_t>(__builtin_ctzll(hosts)); }
+
+  Answer try_to_ask(Operation operation, std::uint32_t slot, std::uint64_t generation) {
+    typename Slots<V>::Locked lock(slots_);
+    if (!lock) return Answer::busy;
+    HostPage& page = *pool_.host(context_.host);
+    const std::uint64_t head = V::load(&page.ring_head);
+    if (!has_room(head)) return Answer::full;
+    OwnerRequest& entry = page.ring[head % kRingEntries];
+    V::store(&entry.generation, generation);
+    V::store(&entry.slot, slot);
+    V::store(&entry.operation, static_cast<std::uint32_t>(operation));
+    // SYNC POINT: request, request_head (with serve on the owner): no owner may count an entry that it cannot see.
+    V::confirm(Point::request, &entry, sizeof(entry));
+    V::store(&page.ring_head, head + 1);
+    V::publish(Point::request_head, &page.ring_head, sizeof(page.ring_head));
+    return Answer::asked;
+  }
 
   /// Has every live host read the entry that is to be overwritten?
   bool has_room(std::uint64_t head) {

@@ -165,6 +165,7 @@ class Store final : public PoolCore {
     Refusal refusal = Refusal::busy;
     try {
       check_open();
+      if (retiring_.load(std::memory_order_seq_cst)) throw Error(ErrorKind::pool_closed, kRetired);
       hosts_.keep_active_fresh();
       refusal = self_.eviction.allocate(size, slot);
     } catch (...) {
@@ -287,7 +288,8 @@ class Store final : public PoolCore {
     check_open();
     hosts_.keep_active_fresh();
     std::size_t removed = 0;
-    for (const Fingerprint& print : prints) removed += self_.remove(print);
+    std::uint32_t patience_ms = self_.asking_patience_ms();
+    for (const Fingerprint& print : prints) removed += self_.remove(print, patience_ms);
     context_.count(Count::removes, removed);
     return removed;
   }
@@ -301,7 +303,23 @@ class Store final : public PoolCore {
 
   bool retire() override {
     check_open();
-    return self_.retire();
+    retiring_.store(true, std::memory_order_seq_cst);
+    // Under the initialisation lock: nobody joins this host meanwhile.
+    const int fd = context_.control->fd();
+    const auto deadline =
+        std::chrono::steady_clock::now() + std::chrono::milliseconds(context_.options.open_timeout_ms);
+    const auto lock = RangeLock::take(fd, kInitLockByte, LockMode::exclusive, deadline);
+    if (!lock) throw Error(ErrorKind::pool_busy, "another process is attaching as this host: try again");
+    for (std::uint32_t p = 0; p < kMaxProcesses; ++p) {
+      if (p + 1 == context_.process || !held_by_other(fd, kProcessLockByte + p)) continue;
+      throw Error(ErrorKind::host_in_use, "host " + std::to_string(context_.host) +
+                                              " has other processes attached: end them before it is retired");
+    }
+    if (outstanding_.load(std::memory_order_seq_cst) != 0 || !self_.retire()) return false;
+    // Whoever attaches from now on is the first process of a host that joins.
+    V::store(&context_.header().ready, std::uint32_t{0});
+    shut(kRetired);
+    return true;
   }
 
   std::uint64_t evict(std::uint64_t bytes) override {
@@ -385,6 +403,8 @@ class Store final : public PoolCore {
       "the pool was formatted anew while it was attached: everything in it is a miss; attach again";
   static constexpr const char* kTakenOver =
       "another machine has taken this host id over: everything is a miss; give every machine its own beluga.host_id";
+
+  static constexpr const char* kRetired = "this host was retired: attach again to have it join anew";
 
   /// Ends a reservation when it goes out of scope.
   class Outstanding {
@@ -494,7 +514,8 @@ class Store final : public PoolCore {
 
   /// Can nobody but this machine's processes that share this /dev/shm have the host id?
   bool host_id_is_certain() const {
-    if (V::mode == VisibilityMode::coherent || !context_.pool->shared_between_machines()) return true;
+    if (!context_.pool->shared_between_machines()) return true;
+    if (V::mode == VisibilityMode::coherent && !context_.options.takeover) return true;  // see check_machine
     return member_.former_nonce != 0 &&
            observe_identity<V>(*context_.pool, context_.host).nonce == member_.former_nonce;
   }
@@ -597,6 +618,7 @@ class Store final : public PoolCore {
   std::uint64_t pin_count_ = 0;
 
   std::atomic<std::uint64_t> outstanding_{0};  // slots reserved and neither published nor abandoned
+  std::atomic<bool> retiring_{false};
   mutable std::atomic<bool> closed_{false};
   mutable std::mutex reason_mutex_;
   mutable std::string reason_;

@@ -100,25 +100,13 @@ class Walk {
   std::vector<HostView> hosts() {
     std::vector<HostView> views;
     for (std::uint32_t h = 0; h < pool_.sb().max_hosts; ++h) {
-      const HostPage& page = *pool_.host(h);
-      V::observe(Point::statistics, &page, sizeof(page));
-      V::observe_fence(Point::statistics);
-      const std::uint32_t state = V::load(&page.identity.state);
-      if (state == 0) continue;
-      HostView& view = views.emplace_back();
-      view.id = h;
-      view.state = state;
-      view.incarnation = V::load(&page.identity.incarnation);
-      view.tick = V::load(&page.heartbeat.tick);
-      view.processes = V::load(&page.heartbeat.processes);
+      HostView view = read_host_page<V>(pool_, h);
+      if (view.state == static_cast<std::uint32_t>(HostState::never)) continue;
+      const typename Hosts<V>::Clock clock = hosts_.clock_of(h);
       view.self = h == context_.host;
-      view.live = hosts_.clock_of(h).live;
-      char name[sizeof(page.name)];
-      load_words<V>(name, page.name, sizeof(name));
-      view.name.assign(name, strnlen(name, sizeof(name)));
-      view.counters.resize(kCounts);
-      for (std::size_t c = 0; c < kCounts; ++c) view.counters[c] = V::load(&page.counters[c]);
-      for (std::uint32_t e = 0; e < pool_.sb().extents; ++e) view.extents += extents_.claim_of(h, e) == Claim::owned;
+      view.live = clock.live && !view.left;
+      view.silent_ms = clock.silent_ms;
+      views.push_back(std::move(view));
     }
     return views;
   }

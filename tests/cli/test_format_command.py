@@ -35,6 +35,18 @@ def test_options_reach_the_pool(run: Run, tmp_path: Path) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) for path in paths} == {0o640}
 
 
+def test_visibility_is_shown(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "pool"
+    how = ("--visibility", "noncoherent", "--payload-visibility", "direct")
+    result = run("format", path, "--size", "64MiB", *how, "--json")
+    info = json.loads(result.stdout)
+    assert (info["visibility"], info["payload_visibility"]) == ("noncoherent", "direct")
+    assert "noncoherent, payload direct" in run("inspect", path).output
+    with Pool.attach(path) as pool:
+        pool.put(b"key", b"payload")
+        assert pool.get(b"key").array.tobytes() == b"payload"
+
+
 def test_the_environment_gives_defaults(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "pool"
     environ = {"BELUGA_POOL": str(path), "BELUGA_SIZE": "64MiB", "BELUGA_MAX_HOSTS": "2"}
@@ -52,6 +64,7 @@ def test_the_environment_gives_defaults(run: Run, tmp_path: Path) -> None:
         ("--max-hosts", "65", "give a whole number from 1 to 64"),
         ("--mode", "0777", "give an octal file mode in quotes such as '0600'"),
         ("--visibility", "some", "give coherent or noncoherent"),
+        ("--payload-visibility", "some", "give flush or direct"),
     ],
 )
 def test_malformed_options(

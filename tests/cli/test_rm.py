@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from sample_pool import OPAQUE, RECORDS, Run
+from processes import wait_until
+from sample_pool import OPAQUE, RECORDS, SIZE, Run
 
 from lmcache_beluga import Pool
 
@@ -26,7 +27,7 @@ def test_by_hash_takes_every_rank(run: Run, pool_path: Path) -> None:
 def test_by_full_key(run: Run, pool_path: Path) -> None:
     keys = [list(RECORDS)[1].hex(), OPAQUE.hex().upper()]
     result = run("rm", pool_path, *keys, "--yes", "--json")
-    assert json.loads(result.stdout) == {"matched": 2, "removed": 2, "kept": 0}
+    assert json.loads(result.stdout) == {"matched": 2, "removed": 2, "asked": 0, "kept": 0}
     assert left(pool_path) == RECORDS.keys() - {list(RECORDS)[1], OPAQUE}
 
 
@@ -61,6 +62,21 @@ def test_asks_first(run: Run, pool_path: Path) -> None:
     assert left(pool_path) == set(RECORDS)
     result = run("rm", pool_path, "--model", "Qwen*", input="y\n")
     assert result.stdout == "removed 1 chunk\n"
+
+
+@pytest.mark.parametrize("what", ["--model", "--all"])
+def test_other_hosts_are_asked_for_their_chunks(run: Run, tmp_path: Path, what: str) -> None:
+    path = tmp_path / "hosts"
+    Pool.format(path, size=SIZE, max_hosts=2, visibility="noncoherent")
+    with Pool.attach(path, host_id=1, heartbeat_ms=10) as owner:
+        for record in RECORDS:
+            owner.put(record, b"x" * 1000)
+        chosen = ["--model", "meta-llama/*"] if what == "--model" else ["--all"]
+        gone = 3 if what == "--model" else len(RECORDS)
+        result = run("rm", path, *chosen, "--yes")
+        assert result.exit_code == 0, result.output
+        assert result.stdout == f"removed {gone} chunks, {gone} of them by asking their hosts\n"
+        wait_until(lambda: sum(owner.contains(list(RECORDS))) == len(RECORDS) - gone)
 
 
 def test_no_match(run: Run, pool_path: Path) -> None:
