@@ -204,9 +204,10 @@ bool Cluster::attach(Node& node, bool certain) {
   });
   if (first) {
     // What the dead have in flight ends first.
-    for (const auto& other : nodes_) {
-      while (other.get() != &node && other->host == node.host && other->process && !other->alive() &&
-             !world_.gone(*other->process)) {
+    for (std::size_t i = 0; i < nodes_.size(); ++i) {  // nodes may be added meanwhile
+      const Node& other = *nodes_[i];
+      while (&other != &node && other.host == node.host && other.process && !other.alive() &&
+             !world_.gone(*other.process)) {
         Machine::sleep_us(100);
       }
     }
@@ -263,14 +264,15 @@ void Cluster::heartbeat_fiber(Node& node) {
 
 void Cluster::bury_dead(Node& node) {
   ControlBlock& control = *controls_[node.host];
-  for (const auto& dead : nodes_) {
-    if (dead->host != node.host || dead->alive() || !dead->process || !world_.gone(*dead->process)) continue;
-    if (dead->entry == 0 || dead->entry == node.entry || control.process(dead->entry - 1).state == 0) continue;
+  for (std::size_t i = 0; i < nodes_.size(); ++i) {  // nodes may be added meanwhile
+    const Node& dead = *nodes_[i];
+    if (dead.host != node.host || dead.alive() || !dead.process || !world_.gone(*dead.process)) continue;
+    if (dead.entry == 0 || dead.entry == node.entry || control.process(dead.entry - 1).state == 0) continue;
     const bool reused = std::any_of(nodes_.begin(), nodes_.end(), [&](const auto& other) {
-      return other->alive() && other->host == node.host && other->entry == dead->entry;
+      return other->alive() && other->host == node.host && other->entry == dead.entry;
     });
     if (reused) continue;
-    if (node.pool->upkeep.sweep(dead->entry, 1)) V::store(&control.process(dead->entry - 1).state, std::uint32_t{0});
+    if (node.pool->upkeep.sweep(dead.entry, 1)) V::store(&control.process(dead.entry - 1).state, std::uint32_t{0});
   }
 }
 
