@@ -42,8 +42,10 @@ PyType_Slot reservation_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(&re
 
 using Bytes1D = nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>>;
 using ReadOnly1D = nb::ndarray<nb::numpy, const std::uint8_t, nb::ndim<1>>;
+/// A PutResult, and a view of the chunk if it was kept.
+using Committed = nb::typed<nb::tuple, int, std::optional<std::shared_ptr<View>>>;
 
-nb::typed<nb::tuple, int, std::optional<std::shared_ptr<View>>> commit_slot(Reservation& r, nb::handle key, const nb::bytes& meta, std::uint32_t depth, nb::object size,
+Committed commit_slot(Reservation& r, nb::handle key, const nb::bytes& meta, std::uint32_t depth, nb::object size,
                       bool keep) {
   ScratchBatch batch;
   read_key(key.ptr(), *batch);
@@ -61,7 +63,7 @@ nb::typed<nb::tuple, int, std::optional<std::shared_ptr<View>>> commit_slot(Rese
     nb::gil_scoped_release unlocked;
     result = r.pool->commit(r.slot, *batch, meta_bytes, bytes, depth, keep ? &lease : nullptr);
   }
-  return nb::make_tuple(static_cast<int>(result), view_or_none(r.pool, lease));
+  return nb::borrow<Committed>(nb::make_tuple(static_cast<int>(result), view_or_none(r.pool, lease)));
 }
 
 }  // namespace

@@ -20,6 +20,9 @@ using namespace nb::literals;
 
 namespace {
 
+/// Chunks, where to go on, and whether that was all.
+using Listed = nb::typed<nb::tuple, nb::typed<nb::list, Facts>, std::uint32_t, bool>;
+
 nb::bytes to_bytes(std::span<const std::byte> bytes) { return nb::bytes(bytes.data(), bytes.size()); }
 
 template <class ViewList>
@@ -215,7 +218,7 @@ void bind_pool(nb::module_& m) {
              return p->evict(bytes);
            }, "nbytes"_a)
       .def("entries",
-           [](const PoolPtr& p, std::uint32_t cursor, std::size_t most) -> nb::typed<nb::tuple, nb::typed<nb::list, Facts>, std::uint32_t, bool> {
+           [](const PoolPtr& p, std::uint32_t cursor, std::size_t most) -> Listed {
              std::vector<Entry> entries;
              {
                nb::gil_scoped_release unlocked;
@@ -237,7 +240,7 @@ void bind_pool(nb::module_& m) {
                d["age_ms"] = e.idle_ms;
                out.append(d);
              }
-             return nb::make_tuple(out, cursor, cursor >= p->context().pool->slot_limit());
+             return nb::borrow<Listed>(nb::make_tuple(out, cursor, cursor >= p->context().pool->slot_limit()));
            }, "cursor"_a, "most"_a)
       .def("check",
            [](const PoolPtr& p) -> Facts {
