@@ -218,6 +218,7 @@ class Index {
 
   /// Checks candidates against their descriptors, from `place` on, until one is the key's.
   Found confirm(const Fingerprint& print, std::uint64_t hosts, std::uint32_t place) const {
+    Found closing;  // present, but a READY copy is worth more: that one can be leased
     for (bool first = true; place != kNone; first = false) {
       const std::uint32_t slot = candidate_slot(print, place);
       const HotDescriptor* line = pool_.hot(slot);
@@ -225,26 +226,32 @@ class Index {
         observe_hot(slot);
         V::observe_fence(Point::ready);
       }
-      // The first words decide; the sequence is checked around them as in read_hot.
-      const std::uint64_t word = V::load(&line->word);
-      const Fingerprint print_there{V::load(&line->print_lo), V::load(&line->print_hi)};
-      std::atomic_thread_fence(std::memory_order_acquire);
-      if (V::load(&line->word) == word && is_state(word)) {
-        const SlotState state = state_of(word);
-        if ((state == SlotState::ready || state == SlotState::closing) && print_there == print) {
-          return {slot, word};
-        }
-      } else {
-        // A change of state under our eyes: look once more through the seqlock.
-        HotDescriptor hot;
-        if (read_hot<V>(line, hot) && is_state(hot.word) && print_of(hot) == print &&
-            (state_of(hot.word) == SlotState::ready || state_of(hot.word) == SlotState::closing)) {
-          return {slot, hot.word};
-        }
-        if (!is_state(word)) context_.count(Count::garbage);
-      }
+      const Found found = confirm_hot(print, slot, line);
+      if (found && state_of(found.word) == SlotState::ready) return found;
+      if (found && !closing) closing = found;
       place = next_candidate(print, hosts, place + 1);
     }
+    return closing;
+  }
+
+  /// Does the slot hold the key, READY or CLOSING?
+  Found confirm_hot(const Fingerprint& print, std::uint32_t slot, const HotDescriptor* line) const {
+    const auto present = [](std::uint64_t word) {
+      return state_of(word) == SlotState::ready || state_of(word) == SlotState::closing;
+    };
+    // The first words decide; the sequence is checked around them as in read_hot.
+    const std::uint64_t word = V::load(&line->word);
+    const Fingerprint print_there{V::load(&line->print_lo), V::load(&line->print_hi)};
+    std::atomic_thread_fence(std::memory_order_acquire);
+    if (V::load(&line->word) == word && is_state(word)) {
+      return present(word) && print_there == print ? Found{slot, word} : Found{};
+    }
+    // A change of state under our eyes: look once more through the seqlock.
+    HotDescriptor hot;
+    if (read_hot<V>(line, hot) && is_state(hot.word) && print_of(hot) == print && present(hot.word)) {
+      return {slot, hot.word};
+    }
+    if (!is_state(word)) context_.count(Count::garbage);
     return {};
   }
 

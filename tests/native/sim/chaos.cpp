@@ -60,7 +60,17 @@ class Chaos {
   void begin() {
     for (std::uint32_t h = 0; h < plan_.shape.hosts; ++h) {
       const std::uint32_t processes = 1 + world_.random().below(2);
-      for (std::uint32_t p = 0; p < processes; ++p) start(h);
+      // Some hosts join later, and some cannot be certain that nobody else has their host id.
+      const bool later = h > 0 && world_.random().one_in(4);
+      const bool certain = !world_.random().one_in(4);
+      const std::uint64_t after_us = later ? 1 + world_.random().below(plan_.shape.dead_after_ms * 2'000) : 0;
+      for (std::uint32_t p = 0; p < processes; ++p) {
+        if (later) {
+          world_.after_us(after_us, [this, h, certain] { start(h, certain); });
+        } else {
+          start(h, certain);
+        }
+      }
     }
     for (std::uint32_t i = 0; i < plan_.faults; ++i) {
       world_.at_step(world_.random().below(static_cast<std::uint32_t>(plan_.steps)), [this] { fault(); });
@@ -68,12 +78,14 @@ class Chaos {
   }
 
  private:
-  void start(std::uint32_t host) {
-    cluster_.start(host, [this](Node& node) {
+  void start(std::uint32_t host, bool certain = true) {
+    if (cluster_.stopping()) return;
+    const auto body = [this](Node& node) {
       const std::uint32_t dma = world_.random().below(3);
       if (world_.random().one_in(3)) cluster_.thread(node, "second", [this, dma](Node& n) { work(cluster_, n, dma); });
       work(cluster_, node, dma);
-    });
+    };
+    cluster_.start(host, body, certain);
   }
 
   bool anyone(std::uint32_t host) const {

@@ -333,6 +333,9 @@ bool Cluster::lookup(Node& node, std::uint32_t k) {
 bool Cluster::read(Node& node, std::uint32_t k, bool dma, std::uint32_t linger_us) {
   Pool& pool = *node.pool;
   const std::uint64_t since = world_.steps();
+  // A host whose heartbeat is late may not lease: that is its fence.
+  const bool fenced = pool.context.late();
+  const std::uint64_t epoch = pool.context.header().lease_epoch;
   std::vector<std::shared_ptr<Lease>> leases;
   {
     const NoLocks readers_never_lock;
@@ -340,7 +343,8 @@ bool Cluster::read(Node& node, std::uint32_t k, bool dma, std::uint32_t linger_u
     pool.leases.acquire(keys_[k].prints, [&](std::size_t i) { return keys_[k].record(i); }, false, leases);
   }
   if (!leases[0]) {
-    if (!pool.context.late()) oracle_.missed("a lease", k, since, true);
+    const bool in_time = !fenced && !pool.context.late() && epoch == pool.context.header().lease_epoch;
+    if (in_time) oracle_.missed("a lease", k, since, true);
     return false;
   }
   const std::shared_ptr<Lease> lease = leases[0];
