@@ -24,7 +24,7 @@ class Joining {
   bool take(bool certain, std::uint64_t key_scheme) {
     const HostIdentity before = observe_identity<V>(pool_, context_.host);
     if (!certain && before.state == static_cast<std::uint32_t>(HostState::member) && beats()) throw_in_use("beats");
-    if (key_scheme == 0) key_scheme = before.key_scheme;  // of the chunks that are here already
+    if (key_scheme == 0 && intact(before)) key_scheme = before.key_scheme;  // of the chunks that are here already
     context_.header().incarnation = before.incarnation + 1;
     publish_identity<V>(context_, HostState::member, key_scheme);
     if (!certain) {

@@ -51,6 +51,7 @@ void check_scheme(const PoolMemory& pool, const AttachOptions& options, std::uin
     const HostIdentity identity = observe_identity<Noncoherent<CacheMachine>>(pool, h);
     const std::uint64_t theirs = identity.key_scheme;
     if (identity.state != static_cast<std::uint32_t>(HostState::member) || theirs == 0 || theirs == print) continue;
+    if (!intact(identity)) continue;
     throw Error(ErrorKind::key_scheme, path + " holds chunks of host " + std::to_string(h) +
                                            " that were hashed in another way; this process hashes as '" +
                                            options.key_scheme + "'" + fix);

@@ -54,7 +54,7 @@ class PoolProcess {
   /// this process has to stop using the pool, for ever.
   Beat beat() {
     if (!formatted_as_attached()) return Beat::formatted;
-    if (V::on(Point::identity, Step::check) && !identity_is_ours<V>(context)) return Beat::taken_over;
+    if (V::on(Point::identity, Step::check) && !own_page()) return Beat::taken_over;
     const bool slow = beats_++ % kSlowBeats == 0;
     if (context.sb().max_hosts > 1 || slow) hosts.refresh_active();
     const bool shared = context.sb().max_hosts > 1;
@@ -138,10 +138,24 @@ class PoolProcess {
   Pressure<V> pressure;
 
  private:
+  /// False: another machine has this host id.
+  bool own_page() {
+    const Page page = whose_page<V>(context);
+    damaged_beats_ = page == Page::damaged ? damaged_beats_ + 1 : 0;
+    // Not at once: another machine may be writing it.
+    if (damaged_beats_ == kDamagedBeats) {
+      repair_identity<V>(context);
+      damaged_beats_ = 0;
+    }
+    return page != Page::foreign;
+  }
+
+  static constexpr std::uint32_t kDamagedBeats = 3;
   static constexpr std::uint64_t kSlowBeats = 5;
   static constexpr std::uint32_t kAskBeats = 10;
   static constexpr std::uint32_t kScrubBudget = 512;
 
+  std::uint32_t damaged_beats_ = 0;
   std::uint64_t beats_ = 0;
   std::uint32_t coldest_age_ms_ = 0;
 };
