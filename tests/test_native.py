@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TESTS = sorted(source.stem for source in (ROOT / "tests" / "native").glob("test_*.cpp"))
+SOURCES = sorted((ROOT / "tests" / "native").glob("test_*.cpp"))
+# Tests on small pools run under either visibility policy.
+TESTS = [source.stem for source in SOURCES] + [
+    f"{source.stem}_noncoherent" for source in SOURCES if "small_pool.hpp" in source.read_text()
+]
 # On simulated hosts. Their fibers are more than ASan and TSan can follow.
 SIMULATIONS = sorted(source.stem for source in ROOT.glob("tests/native/sim/test_*.cpp"))
 

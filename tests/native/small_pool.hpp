@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "cache_instructions.hpp"
 #include "format.hpp"
 #include "key_record.hpp"
 #include "membership.hpp"
@@ -12,11 +13,17 @@
 #include "scratch.hpp"
 #include "walk.hpp"
 
-/// Small pools, and hosts on them that do nothing by themselves: no heartbeat, no scrub.
+/// Small pools, and hosts on them that do nothing by themselves: no heartbeat, no scrub. Each test is built once for
+/// either visibility policy.
+#ifndef BELUGA_TEST_POLICY
+#define BELUGA_TEST_POLICY Coherent
+#endif
 
 namespace small_pool {
 
 using namespace beluga;
+
+using Policy = BELUGA_TEST_POLICY;
 
 constexpr std::uint64_t kExtent = 64 << 10;
 constexpr std::uint64_t kChunk = 4000;  // 16 to an extent
@@ -25,6 +32,7 @@ inline std::shared_ptr<PoolMemory> format(const std::string& path, std::uint32_t
                                           std::uint64_t size = 1 << 20) {
   FormatOptions options;
   options.max_hosts = max_hosts;
+  options.visibility = Policy::mode;
   options.extent_size = kExtent;
   options.chunk_hint = 4096;
   const std::string paths[] = {path};
@@ -45,7 +53,7 @@ inline Fingerprint print(std::string_view record) { return key(record).prints[0]
 
 /// A process of a host: all protocols on one context. Only the first process of a host may
 /// `recover`.
-struct Process : PoolProcess<Coherent> {
+struct Process : PoolProcess<Policy> {
   Process(std::shared_ptr<PoolMemory> memory, const std::string& directory, std::uint32_t host = 0,
           std::uint32_t process = 1, bool recover = true, std::uint32_t dead_after_ms = 300)
       : PoolProcess(memory, control_block(directory + "/host" + std::to_string(host), *memory, recover),
@@ -76,8 +84,9 @@ struct Process : PoolProcess<Coherent> {
 
   void beat() {
     HostHeartbeat& beat = pool->host(context.host)->heartbeat;
-    Coherent::store(&beat.incarnation, context.header().incarnation);
-    Coherent::store(&beat.tick, context.tick());
+    Policy::store(&beat.incarnation, context.header().incarnation);
+    Policy::store(&beat.tick, context.tick());
+    Policy::store(&beat.active_hosts, ~std::uint64_t{0});  // no joiner has to wait for this host's next beat
     context.header().last_beat = context.now_ms();
     hosts.refresh_active();
   }
@@ -90,7 +99,7 @@ struct Process : PoolProcess<Coherent> {
     std::memset(slot.address, fill, size);
     write_descriptor(slot, record, size, depth);
     CHECK(index.insert(print(record), slot.number));
-    publish_word<Coherent>(Point::ready, pool->hot(slot.number), make_word(slot.generation, 0, SlotState::ready));
+    publish_word<Policy>(Point::ready, pool->hot(slot.number), make_word(slot.generation, 0, SlotState::ready));
     return slot.number;
   }
 
@@ -110,8 +119,8 @@ struct Process : PoolProcess<Coherent> {
     std::vector<std::byte> cold((record.size() + 7) / 8 * 8);
     std::memcpy(cold.data(), record.data(), record.size());
     hot.crc = descriptor_crc(slot.number, hot, {cold.data(), record.size()});
-    store_words<Coherent>(pool->cold(slot.number), cold.data(), cold.size());
-    store_words<Coherent>(reinterpret_cast<std::byte*>(pool->hot(slot.number)) + 8,
+    store_words<Policy>(pool->cold(slot.number), cold.data(), cold.size());
+    store_words<Policy>(reinterpret_cast<std::byte*>(pool->hot(slot.number)) + 8,
                           reinterpret_cast<const std::byte*>(&hot) + 8, sizeof(hot) - 8);
   }
 
@@ -128,7 +137,7 @@ struct Process : PoolProcess<Coherent> {
     return pool->payload(pool->extent_of(lease.slot)) + lease.offset;
   }
 
-  std::uint64_t word(std::uint32_t slot) const { return Coherent::load(&pool->hot(slot)->word); }
+  std::uint64_t word(std::uint32_t slot) const { return Policy::load(&pool->hot(slot)->word); }
   SlotState state(std::uint32_t slot) const { return state_of(word(slot)); }
   bool found(std::string_view record) const {
     return static_cast<bool>(index.find_one(print(record)));
@@ -146,7 +155,7 @@ struct Process : PoolProcess<Coherent> {
   }
 
   std::shared_ptr<PoolMemory> pool;
-  Walk<Coherent> walk;
+  Walk<Policy> walk;
 };
 
 /// A record whose fingerprint falls into `bucket`; each `number` gives another.

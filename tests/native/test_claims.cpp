@@ -12,7 +12,7 @@ using namespace small_pool;
 namespace {
 
 void set(const PoolMemory& pool, std::uint32_t host, std::uint32_t extent, Claim claim) {
-  Coherent::store(pool.claims(host) + extent, static_cast<std::uint8_t>(claim));
+  Policy::store(pool.claims(host) + extent, static_cast<std::uint8_t>(claim));
 }
 
 bool unclaimed(const Process& process, std::uint32_t extent) {
@@ -163,7 +163,7 @@ void a_damaged_claim_gives_nobody_the_extent(const std::string& directory) {
     Process a(pool, directory, 0, 1, true, 60'000);
     Process b(pool, directory, 1, 1, true, 60'000);
     const std::uint32_t e = pool->extent_of(a.put("key"));
-    Coherent::store(pool->claims(0) + e, static_cast<std::uint8_t>(value));
+    Policy::store(pool->claims(0) + e, static_cast<std::uint8_t>(value));
     CHECK(!unclaimed(b, e));
     while (b.eviction.allocate(kExtent, *std::make_unique<Slot>()) == Refusal::none) continue;
     CHECK(!b.context.owns(pool->first_slot(e)));

@@ -13,8 +13,8 @@ namespace {
 
 ReadResult read(const Process& p, std::uint32_t slot, std::vector<std::byte>& cold) {
   HotDescriptor hot{};
-  CHECK(read_hot<Coherent>(p.pool->hot(slot), hot));
-  return read_cold<Coherent>(*p.pool, slot, hot, cold);
+  CHECK(read_hot<Policy>(p.pool->hot(slot), hot));
+  return read_cold<Policy>(*p.pool, slot, hot, cold);
 }
 
 void a_descriptor_reads_back(const std::string& directory) {
@@ -59,9 +59,9 @@ void a_record_elsewhere_or_of_an_earlier_chunk_is_garbage(const std::string& dir
   CHECK(read(p, two, cold) == ReadResult::garbage);
   // The same slot, a generation later.
   HotDescriptor hot{};
-  CHECK(read_hot<Coherent>(p.pool->hot(one), hot));
+  CHECK(read_hot<Policy>(p.pool->hot(one), hot));
   const std::uint64_t next = make_word(generation_of(hot.word) + 1, 0, SlotState::ready);
-  publish_word<Coherent>(Point::ready, p.pool->hot(one), next);
+  publish_word<Policy>(Point::ready, p.pool->hot(one), next);
   CHECK(read(p, one, cold) == ReadResult::garbage);
 }
 
@@ -69,7 +69,7 @@ void numbers_that_lead_outside_do_not_fit(const std::string& directory) {
   Process p(format(directory + "/pool"), directory);
   const std::uint32_t slot = p.put("key");
   HotDescriptor good{};
-  CHECK(read_hot<Coherent>(p.pool->hot(slot), good));
+  CHECK(read_hot<Policy>(p.pool->hot(slot), good));
   const Superblock& sb = p.pool->sb();
   CHECK(fits(sb, good));
   const auto with = [&](auto change) {
@@ -100,11 +100,11 @@ void a_reader_never_sees_two_generations(const std::string& directory) {
   std::atomic<bool> stop{false};
   std::thread writer([&] {
     for (std::uint64_t g = 1; !stop; ++g) {
-      publish_word<Coherent>(Point::ready, line, make_word(g, 1, SlotState::writing));
-      Coherent::store(&line->size, g);
-      Coherent::store(&line->offset, g * 64);
-      Coherent::store(&line->checksum, ~g);
-      publish_word<Coherent>(Point::ready, line, make_word(g, 0, SlotState::ready));
+      publish_word<Policy>(Point::ready, line, make_word(g, 1, SlotState::writing));
+      Policy::store(&line->size, g);
+      Policy::store(&line->offset, g * 64);
+      Policy::store(&line->checksum, ~g);
+      publish_word<Policy>(Point::ready, line, make_word(g, 0, SlotState::ready));
     }
   });
   std::uint64_t whole = 0;
@@ -112,7 +112,7 @@ void a_reader_never_sees_two_generations(const std::string& directory) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(300);
   while (std::chrono::steady_clock::now() < end) {
     HotDescriptor hot{};
-    if (!read_hot<Coherent>(line, hot)) {
+    if (!read_hot<Policy>(line, hot)) {
       ++unstable;
     } else if (state_of(hot.word) == SlotState::ready && generation_of(hot.word) != 0) {
       const std::uint64_t g = generation_of(hot.word);

@@ -60,14 +60,14 @@ void only_chunks_are_found(const std::string& directory) {
   const std::uint32_t slot = p.put("key");
   const std::uint64_t generation = generation_of(p.word(slot));
   const auto in_state = [&](SlotState state) {
-    publish_word<Coherent>(Point::ready, p.pool->hot(slot), make_word(generation, 1, state));
+    publish_word<Policy>(Point::ready, p.pool->hot(slot), make_word(generation, 1, state));
     return p.found("key");
   };
   CHECK(in_state(SlotState::ready));
   CHECK(in_state(SlotState::closing));  // it may yet stay
   CHECK(!in_state(SlotState::writing));
   CHECK(!in_state(SlotState::free));
-  Coherent::store(&p.pool->hot(slot)->word, std::uint64_t{7});  // no state at all
+  Policy::store(&p.pool->hot(slot)->word, std::uint64_t{7});  // no state at all
   CHECK(!p.found("key"));
   CHECK(p.counted(Count::garbage) >= 1);
 }
@@ -90,9 +90,9 @@ void garbage_entries_lead_nowhere(const std::string& directory) {
   Process p(format(directory + "/pool"), directory);
   const Fingerprint f = print("key");
   Lane* lane = p.index.own_lane(f);
-  Coherent::store(&lane->entries[0], make_entry(f.hi, p.pool->slot_limit()));
-  Coherent::store(&lane->entries[1], make_entry(f.hi, 0xffff'fffe));
-  Coherent::store(&lane->entries[2], (f.hi >> 32) << 32);  // a tag and no slot
+  Policy::store(&lane->entries[0], make_entry(f.hi, p.pool->slot_limit()));
+  Policy::store(&lane->entries[1], make_entry(f.hi, 0xffff'fffe));
+  Policy::store(&lane->entries[2], (f.hi >> 32) << 32);  // a tag and no slot
   CHECK(!p.found("key"));
   CHECK(p.counted(Count::garbage) >= 2);
   CHECK_EQ(p.index.scrub_lane(p.pool->bucket_of(f.lo), false), 3u);
@@ -158,7 +158,7 @@ void readers_never_wait(const std::string& directory) {
   std::atomic<bool> stop{false};
   std::thread writer([&] {
     for (std::uint64_t g = 1; !stop; ++g)
-      Coherent::store(&line->word, make_word(g, 0, SlotState::ready));
+      Policy::store(&line->word, make_word(g, 0, SlotState::ready));
   });
   std::uint64_t lookups = 0;
   const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(200);

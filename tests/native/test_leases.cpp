@@ -241,7 +241,7 @@ void leases_against_evictions(const std::string& directory) {
         CHECK(p.slots.abandon(slot.number, slot.generation));
         continue;
       }
-      publish_word<Coherent>(Point::ready, pool->hot(slot.number),
+      publish_word<Policy>(Point::ready, pool->hot(slot.number),
                              make_word(slot.generation, 0, SlotState::ready));
     }
   };

@@ -25,7 +25,7 @@ std::unique_ptr<Process> after(const std::string& directory, Damage damage,
 }
 
 void set_state(Process& p, std::uint32_t slot, SlotState state) {
-  publish_word<Coherent>(Point::ready, p.pool->hot(slot), make_word(generation_of(p.word(slot)), 1, state));
+  publish_word<Policy>(Point::ready, p.pool->hot(slot), make_word(generation_of(p.word(slot)), 1, state));
 }
 
 void chunks_survive(const std::string& directory) {
@@ -123,7 +123,7 @@ void a_damaged_claim_is_restored(const std::string& directory) {
   for (const int value : {0, 1, 2, 4, 131, 255}) {
     const auto p = after(directory, [&](Process& p) {
       const std::uint32_t e = p.pool->extent_of(p.put("key"));
-      Coherent::store(p.pool->claims(0) + e, static_cast<std::uint8_t>(value));
+      Policy::store(p.pool->claims(0) + e, static_cast<std::uint8_t>(value));
     });
     CHECK(p->found("key"));
     CHECK(p->evict(p->index.find_one(print("key")).slot));
@@ -164,8 +164,8 @@ void entries_that_lead_nowhere_go(const std::string& directory) {
     p.put("key");
     CHECK(p.index.insert(print("ghost"), 3));
     Lane* lane = p.pool->lane(9, 0);
-    Coherent::store(&lane->entries[2], std::uint64_t{0x1234'5678'0000'0001});
-    Coherent::store(&lane->entries[7], ~std::uint64_t{0});
+    Policy::store(&lane->entries[2], std::uint64_t{0x1234'5678'0000'0001});
+    Policy::store(&lane->entries[7], ~std::uint64_t{0});
   });
   CHECK(!p->index.holds(print("ghost"), 3));
   for (const std::uint64_t entry : p->pool->lane(9, 0)->entries) CHECK_EQ(entry, 0u);
@@ -179,7 +179,7 @@ void damaged_descriptors_are_freed_and_counted(const std::string& directory) {
     p.pool->hot(slots[0])->size += 1;
     p.pool->hot(slots[1])->offset = ~std::uint64_t{0};
     p.pool->cold(slots[2])[1] ^= std::byte{1};
-    Coherent::store(&p.pool->hot(slots[3])->word, std::uint64_t{0x0000'0000'0007'0055});
+    Policy::store(&p.pool->hot(slots[3])->word, std::uint64_t{0x0000'0000'0007'0055});
   });
   for (int i = 0; i < 4; ++i)
     CHECK(p->state(slots[static_cast<std::size_t>(i)]) == SlotState::free);

@@ -69,7 +69,7 @@ void a_slot_outside_the_cut_is_never_free(const std::string& directory) {
   const std::uint32_t whole = p.put("whole", kExtent);
   const std::uint32_t stray = whole + 5;
   const std::uint64_t word = make_word(1, 0, SlotState::ready);
-  publish_word<Coherent>(Point::ready, p.pool->hot(stray), word);
+  publish_word<Policy>(Point::ready, p.pool->hot(stray), word);
   CHECK(p.evict(stray));
   CHECK(p.evict(whole));
   Slot first;
@@ -85,7 +85,7 @@ void a_slot_that_seems_free_gets_a_new_generation(const std::string& directory) 
   Process p(format(directory + "/pool"), directory);
   Slot slot;
   CHECK(p.eviction.allocate(kExtent, slot) == Refusal::none);
-  publish_word<Coherent>(Point::ready, p.pool->hot(slot.number), make_word(slot.generation, 0, SlotState::free));
+  publish_word<Policy>(Point::ready, p.pool->hot(slot.number), make_word(slot.generation, 0, SlotState::free));
   p.upkeep.scrub(p.pool->slot_limit());
   Slot again;
   CHECK(p.eviction.allocate(kExtent, again) == Refusal::none);
@@ -166,10 +166,10 @@ void a_dead_lock_holder_is_repaired(const std::string& directory) {
       std::uint32_t i = 0;
       while (!p.slots.is_free(e, i)) ++i;
       const std::uint32_t number = pool->first_slot(e) + i;
-      Coherent::store(&p.context.header().intent, number + 1);
+      Policy::store(&p.context.header().intent, number + 1);
       if (where >= 1) {
         const std::uint64_t word = p.word(number);
-        publish_word<Coherent>(Point::ready, pool->hot(number),
+        publish_word<Policy>(Point::ready, pool->hot(number),
                                make_word(generation_of(word), 2, SlotState::writing));
       }
       if (where >= 2)
@@ -178,7 +178,7 @@ void a_dead_lock_holder_is_repaired(const std::string& directory) {
     });
     CHECK(WIFSIGNALED(status));
     {
-      Slots<Coherent>::Locked lock(p.slots);
+      Slots<Policy>::Locked lock(p.slots);
       CHECK(lock);
     }
     CHECK_EQ(p.context.header().intent, 0u);
@@ -204,7 +204,7 @@ void unfinished_claims_of_the_dead_are_repaired(const std::string& directory) {
   });
   CHECK(WIFSIGNALED(status));
   {
-    Slots<Coherent>::Locked lock(p.slots);
+    Slots<Policy>::Locked lock(p.slots);
     CHECK(lock);
   }
   CHECK(p.extents.claim_of(0, 4) == Claim::none);
