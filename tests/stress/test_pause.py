@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from processes import Child
 
 from lmcache_beluga.pool import Pool
@@ -36,17 +37,26 @@ _READER = f"""
     say("holding")
     hear()  # stopped here
     say(*(view.valid() for view in views))
-    again = [pool.get(key.encode()) for key in arguments[1:]]
-    say(*(view is not None and view.valid() for view in again))
+
+    def readable(key):
+        view = pool.get(key.encode())
+        return view is not None and view.valid()
+
+    # Nothing can be leased before the host has given a sign of life.
+    deadline = time.monotonic() + 30
+    while not readable(arguments[1]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    say(*(readable(key) for key in arguments[1:]))
     say(pool.stats()["lost_leases"])
     pool.close()
 """
 
 
+@pytest.mark.parametrize("visibility", ["coherent", "noncoherent"])
 def test_a_view_does_not_outlive_the_lease_of_a_stopped_process(
-    pool_path: Path, start_child: Callable[..., Child]
+    pool_path: Path, start_child: Callable[..., Child], visibility: str
 ) -> None:
-    info = Pool.format(pool_path, size=_POOL, extent_size=_EXTENT)
+    info = Pool.format(pool_path, size=_POOL, extent_size=_EXTENT, visibility=visibility)
     with Pool.attach(pool_path, **_TIMES) as pool:
         old, new = (np.full(100_000, value, dtype=np.uint8) for value in (1, 2))
         for key in (b"a", b"b"):
@@ -68,9 +78,12 @@ def test_a_view_does_not_outlive_the_lease_of_a_stopped_process(
     assert control_blocks(info.uuid) == []
 
 
-def test_a_view_of_a_stopped_host_dies(pool_path: Path, start_child: Callable[..., Child]) -> None:
+@pytest.mark.parametrize("visibility", ["coherent", "noncoherent"])
+def test_a_view_of_a_stopped_host_dies(
+    pool_path: Path, start_child: Callable[..., Child], visibility: str
+) -> None:
     """Nobody of the host was awake: others may have taken it for dead, and evicted its leases."""
-    info = Pool.format(pool_path, size=_POOL, extent_size=_EXTENT)
+    info = Pool.format(pool_path, size=_POOL, extent_size=_EXTENT, visibility=visibility)
     with Pool.attach(pool_path, **_TIMES) as pool:
         pool.put(b"a", np.ones(1000, dtype=np.uint8))
     reader = start_child(_READER, pool_path, "a")
@@ -81,7 +94,7 @@ def test_a_view_of_a_stopped_host_dies(pool_path: Path, start_child: Callable[..
     reader.say("go on")
     reader.expect("False")
     reader.expect("True")  # the chunk is still there, for whoever leases it anew
-    assert int(reader.hear()) == 1
+    assert int(reader.hear()) >= 1
     reader.finish()
     assert control_blocks(info.uuid) == []
 

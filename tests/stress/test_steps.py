@@ -1,7 +1,8 @@
 """G4 to the letter: a process is killed between two instructions of one operation on the pool.
 
 Random kills rarely meet the few stores between which an extent is cut anew or a slot changes hands.
-Here the victim runs under ptrace, one instruction at a time: each is as likely as any other.
+Here the victim runs under ptrace, one instruction at a time: each is as likely as any other, on
+coherent pools and on noncoherent ones, alone or next to another host.
 ``--steps 5000`` (or STRESS_STEPS) makes more trials.
 """
 
@@ -12,7 +13,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import pytest
 from lmcache_beluga.pool import Pool, PutResult, View
 
 from .audit import control_blocks, settle
+from .host_pages import HostPages
 from .schedule import Schedule
 from .stepper import NEW, NEW_LARGE, OPERATIONS, SMALL
 
@@ -33,6 +35,9 @@ _FILLS = {"empty": 0, "half full": 40, "full": 140}
 
 #: Instructions of the native module in which most operations end; attaching takes more.
 _GUESS = {False: 12_000, True: 100_000}
+
+#: Numbers of the chunks that a neighbour stores: they fit into an extent of its own.
+_NEIGHBOURS = range(1000, 1010)
 
 #: A survivor with this heartbeat sweeps after the dead within milliseconds.
 _ALERT = {"heartbeat_ms": 1, "dead_after_ms": 1000}
@@ -48,6 +53,9 @@ class Situation:
     survivor: bool
     #: The survivor has a view of the first chunk.
     leased: bool
+    visibility: str
+    #: Another host has chunks of its own, and a view of one of the victim's host.
+    neighbour: bool
 
 
 class Stepper:
@@ -118,50 +126,122 @@ def test_killed_at_any_instruction(pool_path: Path, stepper: Stepper, schedule: 
 def _draw(dice: random.Random) -> Situation:
     survivor = dice.random() < 0.6
     fill = dice.choice(list(_FILLS))
+    visibility = dice.choice(("coherent", "noncoherent"))
     return Situation(
         # Attaching takes many instructions, most of them the same ones over and over.
         operation="attach" if dice.random() < 0.03 else dice.choice(list(OPERATIONS)[:-1]),
         fill=fill,
         survivor=survivor,
         leased=survivor and fill == "half full" and dice.random() < 0.5,
+        visibility=visibility,
+        neighbour=visibility == "noncoherent" and dice.random() < 0.5,
     )
 
 
 def _trial(stepper: Stepper, situation: Situation, path: Path, count: int) -> str:
     path.unlink(missing_ok=True)
-    info = Pool.format(path, size=(_EXTENTS + 1) * _EXTENT, extent_size=_EXTENT, chunk_hint=8 << 10)
+    info = Pool.format(
+        path,
+        size=(_EXTENTS + 1) * _EXTENT,
+        extent_size=_EXTENT,
+        chunk_hint=8 << 10,
+        max_hosts=1 + situation.neighbour,
+        visibility=situation.visibility,
+    )
     pool = Pool.attach(path, **_ALERT)
+    neighbour = _Neighbour(path) if situation.neighbour else None
     for number in range(_FILLS[situation.fill]):
         pool.put(b"%d" % number, _small(number))
     view: View | None = pool.get(b"0") if situation.leased else None
+    if neighbour:
+        neighbour.lease(b"1")
     if not situation.survivor:
         pool.close()
     answer = stepper.run(situation.operation, path, count)
+    if neighbour:
+        neighbour.go_on()
     if not situation.survivor:
         pool = Pool.attach(path, **_ALERT)
     with pool:
         if view is not None:
             assert view.valid() and np.array_equal(view.array, _small(0)), "a leased chunk changed"
             view.release()
-        _verify(pool)
+        if neighbour:
+            neighbour.rest()
+        _verify([pool, neighbour.pool] if neighbour else [pool])
+        if neighbour:
+            neighbour.leave()
         _go_on(pool)
     assert control_blocks(info.uuid) == []
     return answer
 
 
-def _verify(pool: Pool) -> None:
-    """All space is accounted for, and every chunk is whole."""
-    stats = settle(pool)
-    left = {
-        name: stats[name] for name in ("writing", "closing", "leased", "garbage") if stats[name]
-    }
-    assert not left, left
-    report = pool.check()
-    assert report.ok, report.errors
-    assert report.chunks + report.free == report.slots
-    assert report.lane_entries == report.chunks
-    assert stats["extents_owned"] + stats["extents_free"] == pool.info.extents
-    _read_all(pool)
+class _Neighbour:
+    """Another host, which nothing that happens to the victim's host may harm."""
+
+    def __init__(self, path: Path) -> None:
+        self.pool = Pool.attach(path, host_id=1, **_ALERT)
+        for number in _NEIGHBOURS:
+            assert self.pool.put(b"%d" % number, _small(number)) is PutResult.STORED
+        self._path = path
+        self._view: View | None = None
+        self._leased = b""
+
+    def lease(self, key: bytes) -> None:
+        """Of a chunk of the victim's host, if it is there."""
+        self._view, self._leased = self.pool.get(key), key
+
+    def go_on(self) -> None:
+        """It reads, stores and removes, whatever the victim has left undone."""
+        if self._view is not None:
+            assert self._view.valid(), "the neighbour's lease was lost"
+            assert np.array_equal(self._view.array, _small(int(self._leased)))
+        for number in _NEIGHBOURS:
+            view = self.pool.get(b"%d" % number)
+            assert view is not None and np.array_equal(view.array, _small(number))
+            view.release()
+        for number in range(_NEIGHBOURS.stop, _NEIGHBOURS.stop + 40):
+            key = b"%d" % number
+            assert self.pool.put(key, _small(number)) is PutResult.STORED
+            assert self.pool.contains([key]) == [True]
+        assert self.pool.remove([key])
+        report = self.pool.check()
+        assert report.ok, report.errors
+
+    def rest(self) -> None:
+        if self._view is not None:
+            assert self._view.valid() and np.array_equal(
+                self._view.array, _small(int(self._leased))
+            )
+            self._view.release()
+
+    def leave(self) -> None:
+        """Its extents are free again."""
+        self.pool.clear()
+        assert settle(self.pool)["extents_owned"] == 0
+        with HostPages(self._path) as pages:
+            pages.await_answers()  # a clear is for all hosts
+        self.pool.close()
+
+
+def _verify(pools: Sequence[Pool]) -> None:
+    """All space is accounted for, and every chunk is whole. ``pools``: a handle of each host."""
+    owned = 0
+    for pool in pools:
+        stats = settle(pool)
+        left = {
+            name: stats[name] for name in ("writing", "closing", "leased", "garbage") if stats[name]
+        }
+        assert not left, left
+        owned += stats["extents_owned"]
+    reports = [pool.check() for pool in pools]
+    for report in reports:
+        assert report.ok, report.errors
+        assert report.chunks + report.free == report.slots
+    assert sum(report.lane_entries for report in reports) == report.chunks
+    assert owned + stats["extents_free"] == pool.info.extents
+    for pool in pools:
+        _read_all(pool)
 
 
 def _go_on(pool: Pool) -> None:
