@@ -258,7 +258,11 @@ class Extents {
 
   void write_header(std::uint32_t extent, const ExtentHeader& header) {
     ExtentHeader* line = pool_.header(extent);
-    store_words<V>(line, &header, sizeof(header));
+    // The first word goes first and comes last: whoever is killed in between leaves an extent that is not cut.
+    V::store(&line->slot_size, std::uint64_t{0});
+    store_words<V>(reinterpret_cast<std::byte*>(line) + 8, reinterpret_cast<const std::byte*>(&header) + 8,
+                   sizeof(header) - 8);
+    V::store(&line->slot_size, header.slot_size);
     V::confirm(Point::header, line, kLine);
   }
 

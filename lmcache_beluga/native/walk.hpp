@@ -233,7 +233,7 @@ class Walk {
     if (owners == 0 || (mine && control.slots == 0)) return false;
     bool readable = extents_.read_header(e, header);
     // Another host may be stopped, or have died, between its claim and its first cut, or while it gives up.
-    if (!readable && !mine && is_blank(header)) return false;
+    if (!readable && !mine && header.slot_size == 0) return false;
     for (int i = 0; !readable && !mine && i < kHeaderRetries; ++i) {  // another host may be cutting it
       V::sleep_us(1000);
       readable = extents_.read_header(e, header);
@@ -301,10 +301,6 @@ class Walk {
       const std::uint32_t entries = index_.entries_of(print_of(hot), slot);
       if (entries > 1 && V::load(&line->word) == hot.word) problem("slot %u: %u entries name it", slot, entries);
     }
-  }
-
-  static bool is_blank(const ExtentHeader& header) {
-    return header.slot_size == 0 && header.slots == 0 && header.crc == 0;
   }
 
   static constexpr int kHeaderRetries = 10;
