@@ -100,14 +100,14 @@ Cluster::Cluster(World& world, const ClusterShape& shape, const std::string& dir
       shape_(shape),
       memory_(std::make_shared<PoolMemory>(world.base(), plan(shape))),
       starting_(shape.hosts),
-      oracle_(world, *memory_) {
+      oracle_(world, *memory_, shape.hosts + shape.spares) {
   const Superblock& sb = memory_->sb();
   CHECK(slot_bytes(sb, sb.slots_per_extent) == shape.slot_bytes);
   CHECK((std::uint64_t{memory_->slot_limit()} * 4) % kLine == 0);
   // Outside of fibers, stores act on the device itself.
   store_words<V>(world.base(), &sb, sizeof(sb));
   world.trace().device_name = [sb](std::uint64_t offset) { return name_of(sb, offset); };
-  for (std::uint32_t h = 0; h < shape.hosts; ++h) {
+  for (std::uint32_t h = 0; h < shape.hosts + shape.spares; ++h) {
     machines_.push_back(&world.add_host());
     controls_.push_back(control_block(directory, *memory_, h));
     controls_[h]->header().ready = 0;
@@ -162,16 +162,11 @@ std::string Cluster::name_of(const Superblock& sb, std::uint64_t offset) {
   return "superblock+" + n(offset);
 }
 
-bool Cluster::anyone_else_alive(const Node& node) const {
-  return std::any_of(nodes_.begin(), nodes_.end(), [&](const auto& other) {
-    return other.get() != &node && other->host == node.host && other->alive();
-  });
-}
-
-Node& Cluster::start(std::uint32_t host, std::function<void(Node&)> body, bool certain) {
+Node& Cluster::start_on(std::uint32_t number, std::uint32_t host, std::function<void(Node&)> body, bool certain) {
   Node& node = *nodes_.emplace_back(std::make_unique<Node>());
+  node.machine = number;
   node.host = host;
-  node.process = &world_.add_process(machine(host));
+  node.process = &world_.add_process(machine(number));
   world_.spawn(
       *node.process, "main" + std::to_string(host),
       [this, &node, body = std::move(body), certain] { main_fiber(node, body, certain); });
@@ -192,34 +187,34 @@ void Cluster::main_fiber(Node& node, const std::function<void(Node&)>& body, boo
 /// What Membership does with file locks: one process of a host at a time, entries of the dead are reused, and the first
 /// process makes the control block anew.
 bool Cluster::attach(Node& node, bool certain) {
-  ControlBlock& control = *controls_[node.host];
+  ControlBlock& control = *controls_[node.machine];
   const auto starting = [&](const Node& other) {
-    return other.host == node.host && &other != &node && other.alive() && other.pool && !other.usable && !other.closed;
+    return other.machine == node.machine && &other != &node && other.alive() && other.pool && !other.usable && !other.closed;
   };
   while (std::any_of(nodes_.begin(), nodes_.end(), [&](const auto& other) { return starting(*other); })) {
     Machine::sleep_us(shape_.heartbeat_ms * 200);
   }
   const bool first = std::none_of(nodes_.begin(), nodes_.end(), [&](const auto& other) {
-    return other.get() != &node && other->host == node.host && other->alive() && other->usable && !other->closed;
+    return other.get() != &node && other->machine == node.machine && other->alive() && other->usable && !other->closed;
   });
   if (first) {
     // What the dead have in flight ends first.
     for (std::size_t i = 0; i < nodes_.size(); ++i) {  // nodes may be added meanwhile
       const Node& other = *nodes_[i];
-      while (&other != &node && other.host == node.host && other.process && !other.alive() &&
+      while (&other != &node && other.machine == node.machine && other.process && !other.alive() &&
              !world_.gone(*other.process)) {
         Machine::sleep_us(100);
       }
     }
     control.reset(*memory_, node.host);
-    control.header().nonce = 1'000'000 + nodes_.size();  // not random: the same seed, the same run
+    control.header().nonce = 1'000'000 + nodes_.size() * 64 + node.machine;  // not random: the same seed, the same run
     world_.forget_locks(&control.header(), sizeof(ControlHeader));
   }
   std::uint32_t entry = 0;
   for (std::uint32_t p = 0; p < kMaxProcesses && entry == 0; ++p) {
     const bool in_use = control.process(p).state != 0;
     const auto owner = std::find_if(nodes_.begin(), nodes_.end(), [&](const auto& other) {
-      return other.get() != &node && other->host == node.host && other->entry == p + 1 && other->process &&
+      return other.get() != &node && other->machine == node.machine && other->entry == p + 1 && other->process &&
              (other->alive() || !world_.gone(*other->process));
     });
     if (in_use && owner != nodes_.end()) continue;
@@ -227,7 +222,7 @@ bool Cluster::attach(Node& node, bool certain) {
     entry = p + 1;
   }
   node.entry = entry;
-  node.pool = new Pool(memory_, controls_[node.host], options_of(shape_, node.host), entry);
+  node.pool = new Pool(memory_, controls_[node.machine], options_of(shape_, node.host), entry);
   try {
     if (first) {
       node.pool->start_host(certain, 0);
@@ -242,7 +237,7 @@ bool Cluster::attach(Node& node, bool certain) {
   }
   V::store(&control.process(entry - 1).state, std::uint32_t{1});
   node.pool->beat();
-  oracle_.beat(node.host);
+  oracle_.beat(node.machine);
   return true;
 }
 
@@ -256,20 +251,20 @@ void Cluster::heartbeat_fiber(Node& node) {
       return;
     }
     oracle_.operation_ended();
-    oracle_.beat(node.host);
+    oracle_.beat(node.machine);
     bury_dead(node);
     oracle_.operation_ended();
   }
 }
 
 void Cluster::bury_dead(Node& node) {
-  ControlBlock& control = *controls_[node.host];
+  ControlBlock& control = *controls_[node.machine];
   for (std::size_t i = 0; i < nodes_.size(); ++i) {  // nodes may be added meanwhile
     const Node& dead = *nodes_[i];
-    if (dead.host != node.host || dead.alive() || !dead.process || !world_.gone(*dead.process)) continue;
+    if (dead.machine != node.machine || dead.alive() || !dead.process || !world_.gone(*dead.process)) continue;
     if (dead.entry == 0 || dead.entry == node.entry || control.process(dead.entry - 1).state == 0) continue;
     const bool reused = std::any_of(nodes_.begin(), nodes_.end(), [&](const auto& other) {
-      return other->alive() && other->host == node.host && other->entry == dead.entry;
+      return other->alive() && other->machine == node.machine && other->entry == dead.entry;
     });
     if (reused) continue;
     if (node.pool->upkeep.sweep(dead.entry, 1)) V::store(&control.process(dead.entry - 1).state, std::uint32_t{0});
@@ -279,15 +274,26 @@ void Cluster::bury_dead(Node& node) {
 // ---- what users of a pool do
 
 bool Cluster::put(Node& node, std::uint32_t k, Write how) {
-  Pool& pool = *node.pool;
-  pool.hosts.keep_active_fresh();
-  if (pool.index.find_one(keys_[k].prints[0])) return true;
+  node.pool->hosts.keep_active_fresh();
+  if (node.pool->index.find_one(keys_[k].prints[0])) return true;
   Slot slot;
-  if (pool.eviction.allocate(shape_.slot_bytes, slot) != Refusal::none) {
-    oracle_.operation_ended();
+  if (!reserve(node, slot)) return false;
+  fill(k, slot, how);
+  if (world_.random().one_in(16)) {
+    abandon(node, slot);
     return false;
   }
+  return commit(node, k, slot, how);
+}
+
+bool Cluster::reserve(Node& node, Slot& slot) {
+  node.pool->hosts.keep_active_fresh();
+  const bool had = node.pool->eviction.allocate(shape_.slot_bytes, slot) == Refusal::none;
   oracle_.operation_ended();
+  return had;
+}
+
+void Cluster::fill(std::uint32_t k, const Slot& slot, Write how) {
   std::vector<std::uint64_t> bytes(shape_.slot_bytes / 8);
   for (std::uint32_t i = 0; i < bytes.size(); ++i) bytes[i] = Oracle::word(k, slot.number, slot.generation, i);
   switch (how) {
@@ -302,16 +308,20 @@ bool Cluster::put(Node& node, std::uint32_t k, Write how) {
       world_.dma_write(slot.address, bytes.data(), shape_.slot_bytes);
       break;
   }
-  if (world_.random().one_in(16)) {
-    pool.slots.abandon(slot.number, slot.generation);
-    return false;
-  }
+}
+
+bool Cluster::commit(Node& node, std::uint32_t k, const Slot& slot, Write how) {
   const ChunkDescription chunk{keys_[k].prints[0], keys_[k].record(0), {}, shape_.slot_bytes, k};
-  const PutResult result = pool.publication.publish(
+  const PutResult result = node.pool->publication.publish(
       slot, chunk, how == Write::streamed ? PayloadWrite::streamed : PayloadWrite::cached, nullptr);
   if (result == PutResult::stored) oracle_.committed(k, slot.number, slot.generation);
   oracle_.operation_ended();
   return result != PutResult::refused;
+}
+
+void Cluster::abandon(Node& node, const Slot& slot) {
+  node.pool->slots.abandon(slot.number, slot.generation);
+  oracle_.operation_ended();
 }
 
 bool Cluster::lookup(Node& node, std::uint32_t k) {
@@ -331,6 +341,15 @@ bool Cluster::lookup(Node& node, std::uint32_t k) {
 }
 
 bool Cluster::read(Node& node, std::uint32_t k, bool dma, std::uint32_t linger_us) {
+  const std::shared_ptr<Lease> held = lease(node, k);
+  if (!held) return false;
+  if (linger_us) Machine::sleep_us(linger_us);
+  const bool valid = transfer(node, k, *held, dma);
+  release(node, held);
+  return valid;
+}
+
+std::shared_ptr<Lease> Cluster::lease(Node& node, std::uint32_t k) {
   Pool& pool = *node.pool;
   const std::uint64_t since = world_.steps();
   // A host whose heartbeat is late may not lease: that is its fence.
@@ -342,39 +361,45 @@ bool Cluster::read(Node& node, std::uint32_t k, bool dma, std::uint32_t linger_u
     pool.hosts.keep_active_fresh();
     pool.leases.acquire(keys_[k].prints, [&](std::size_t i) { return keys_[k].record(i); }, false, leases);
   }
-  if (!leases[0]) {
+  if (leases[0]) {
+    oracle_.leased(node, leases[0]);
+  } else {
     const bool in_time = !fenced && !pool.context.late() && epoch == pool.context.header().lease_epoch;
     if (in_time) oracle_.missed("a lease", k, since, true);
-    return false;
   }
-  const std::shared_ptr<Lease> lease = leases[0];
-  oracle_.leased(node, lease);
-  if (linger_us) Machine::sleep_us(linger_us);
-  std::vector<std::uint64_t> bytes(lease->size / 8);
-  std::byte* from = memory_->payload(memory_->extent_of(lease->slot)) + lease->offset;
-  if (pool.leases.usable(*lease)) oracle_.using_lease(node, *lease);
+  return leases[0];
+}
+
+bool Cluster::transfer(Node& node, std::uint32_t k, Lease& lease, bool dma) {
+  Pool& pool = *node.pool;
+  std::vector<std::uint64_t> bytes(lease.size / 8);
+  std::byte* from = memory_->payload(memory_->extent_of(lease.slot)) + lease.offset;
+  if (pool.leases.usable(lease)) oracle_.using_lease(node, lease);
   if (dma) {
     world_.dma_read(bytes.data(), from, bytes.size() * 8);
   } else {
     for (std::uint32_t at = 0; at < bytes.size(); at += kLine / 8) {
       world_.read(bytes.data() + at, from + at * 8, std::min<std::size_t>(kLine, (bytes.size() - at) * 8));
-      if (pool.leases.usable(*lease)) oracle_.using_lease(node, *lease);
+      if (pool.leases.usable(lease)) oracle_.using_lease(node, lease);
     }
   }
-  const bool valid = pool.leases.valid(*lease);
+  const bool valid = pool.leases.valid(lease);
   for (std::uint32_t i = 0; valid && i < bytes.size(); ++i) {
-    const std::uint64_t right = Oracle::word(k, lease->slot, lease->generation, i);
+    const std::uint64_t right = Oracle::word(k, lease.slot, lease.generation, i);
     if (bytes[i] == right) continue;
     char text[160];
     std::snprintf(text, sizeof(text), "G1: host %u reads word %u of slot %u generation %llu as %016llx, not %016llx", node.host,
-                  i, lease->slot, static_cast<unsigned long long>(lease->generation),
+                  i, lease.slot, static_cast<unsigned long long>(lease.generation),
                   static_cast<unsigned long long>(bytes[i]), static_cast<unsigned long long>(right));
     world_.fail(text);
     break;
   }
-  oracle_.released(lease.get());
-  pool.leases.release(lease);
   return valid;
+}
+
+void Cluster::release(Node& node, const std::shared_ptr<Lease>& lease) {
+  oracle_.released(lease.get());
+  node.pool->leases.release(lease);
 }
 
 bool Cluster::evict_some(Node& node) {
@@ -392,24 +417,27 @@ void Cluster::remove(Node& node, std::uint32_t k) {
 
 // ---- the end of machines, and of runs
 
-void Cluster::kill_all(std::uint32_t host) {
+void Cluster::kill(Node& node) {
+  oracle_.forget(node);
+  world_.kill_process(*node.process);
+}
+
+void Cluster::kill_all(std::uint32_t number) {
   for (const auto& node : nodes_) {
-    if (node->host != host || !node->alive()) continue;
-    oracle_.forget(*node);
-    world_.kill_process(*node->process);
+    if (node->machine == number && node->alive()) kill(*node);
   }
 }
 
-void Cluster::power_cycle(std::uint32_t host) {
+void Cluster::power_cycle(std::uint32_t number) {
   for (const auto& node : nodes_) {
-    if (node->host == host && node->alive()) oracle_.forget(*node);
+    if (node->machine == number && node->alive()) oracle_.forget(*node);
   }
-  world_.kill_host(machine(host));
-  oracle_.lost_power(host);
-  world_.boot_host(machine(host));
-  controls_[host]->header().ready = 0;
+  world_.kill_host(machine(number));
+  oracle_.lost_power(number);
+  world_.boot_host(machine(number));
+  controls_[number]->header().ready = 0;
   // /dev/shm is empty after a boot: nobody's entries are left.
-  for (std::uint32_t p = 0; p < kMaxProcesses; ++p) controls_[host]->process(p).state = 0;
+  for (std::uint32_t p = 0; p < kMaxProcesses; ++p) controls_[number]->process(p).state = 0;
 }
 
 void Cluster::rest_and_check() {
@@ -418,7 +446,6 @@ void Cluster::rest_and_check() {
   for (const auto& node : nodes_) {
     if (node->alive() && node->process->paused) world_.resume_process(*node->process);
   }
-  bool resting = true;
   // Every host that ever joined comes back, so that what its dead left is put right.
   for (std::uint32_t h = 0; h < shape_.hosts; ++h) {
     const bool joined = std::any_of(nodes_.begin(), nodes_.end(), [&](const auto& node) { return node->host == h; });
@@ -427,14 +454,10 @@ void Cluster::rest_and_check() {
     });
     if (joined && !up) start(h, [&](Node&) {});
   }
-  std::uint64_t rested_ms = 0;
   const std::uint64_t wanted_ms = 4 * shape_.dead_after_ms + 2 * shape_.lease_ms;
   const std::uint64_t until = world_.time_ns() + wanted_ms * 1'000'000;
-  static_cast<void>(rested_ms);
   world_.run_until([&] { return world_.time_ns() >= until; }, 3'000'000);
   if (world_.failed()) return;
-  resting = false;
-  static_cast<void>(resting);
   for (std::uint32_t h = 0; h < shape_.hosts; ++h) {
     const auto node = std::find_if(nodes_.begin(), nodes_.end(), [&](const auto& n) {
       return n->host == h && n->alive() && n->usable && !n->closed;

@@ -22,6 +22,7 @@ using Pool = beluga::PoolProcess<V>;
 /// How large a simulated pool is, and how time passes in it.
 struct ClusterShape {
   std::uint32_t hosts = 2;
+  std::uint32_t spares = 0;  // more machines, numbered from `hosts` on, that may take a host id
   std::uint32_t extents = 4;
   std::uint32_t slots_per_extent = 4;
   std::uint32_t slot_bytes = 128;  // two lines of payload
@@ -40,6 +41,7 @@ struct ClusterShape {
 /// One process of a host, as the cluster keeps it. Its PoolProcess lives on the process's own heap.
 struct Node {
   sim::Process* process = nullptr;
+  std::uint32_t machine = 0;  // as a rule the host id's own
   std::uint32_t host = 0;
   std::uint32_t entry = 0;  // process entry: 1..32
   Pool* pool = nullptr;     // null: not attached yet
@@ -60,7 +62,11 @@ class Cluster {
   Cluster& operator=(const Cluster&) = delete;
 
   /// A process of a host that attaches, beats, and then runs `body` (which may end at any time).
-  Node& start(std::uint32_t host, std::function<void(Node&)> body, bool certain = true);
+  Node& start(std::uint32_t host, std::function<void(Node&)> body, bool certain = true) {
+    return start_on(host, host, std::move(body), certain);
+  }
+  /// On any machine.
+  Node& start_on(std::uint32_t machine, std::uint32_t host, std::function<void(Node&)> body, bool certain);
   /// Another thread of it.
   void thread(Node& node, const char* name, std::function<void(Node&)> body);
 
@@ -69,8 +75,8 @@ class Cluster {
   Oracle& oracle() noexcept { return oracle_; }
   const beluga::PoolMemory& memory() const noexcept { return *memory_; }
   std::vector<std::unique_ptr<Node>>& nodes() noexcept { return nodes_; }
-  sim::Host& machine(std::uint32_t host) noexcept { return *machines_[host]; }
-  beluga::ControlBlock& control(std::uint32_t host) noexcept { return *controls_[host]; }
+  sim::Host& machine(std::uint32_t number) noexcept { return *machines_[number]; }
+  beluga::ControlBlock& control(std::uint32_t machine) noexcept { return *controls_[machine]; }
   const beluga::KeyBatch& key(std::uint32_t k) const noexcept { return keys_[k]; }
   std::uint32_t keys() const noexcept { return static_cast<std::uint32_t>(keys_.size()); }
 
@@ -85,10 +91,23 @@ class Cluster {
   bool evict_some(Node& node);
   void remove(Node& node, std::uint32_t k);
 
-  /// Machine `host` loses power and is booted again; its processes are gone.
-  void power_cycle(std::uint32_t host);
-  /// Kills every process of a host.
-  void kill_all(std::uint32_t host);
+  /// The parts of put() and read(), for whoever wants something to happen in between.
+  bool reserve(Node& node, beluga::Slot& slot);
+  void fill(std::uint32_t k, const beluga::Slot& slot, Write how);
+  /// True: committed, or there already.
+  bool commit(Node& node, std::uint32_t k, const beluga::Slot& slot, Write how);
+  void abandon(Node& node, const beluga::Slot& slot);
+  /// Null: a miss.
+  std::shared_ptr<beluga::Lease> lease(Node& node, std::uint32_t k);
+  /// Copies a leased chunk and looks whether it is untouched; then its bytes must be right.
+  bool transfer(Node& node, std::uint32_t k, beluga::Lease& lease, bool dma);
+  void release(Node& node, const std::shared_ptr<beluga::Lease>& lease);
+
+  /// A machine loses power and is booted again; its processes are gone.
+  void power_cycle(std::uint32_t machine);
+  /// Kills every process of a machine.
+  void kill_all(std::uint32_t machine);
+  void kill(Node& node);
 
   /// After the last step: everybody alive is resumed, what is dead is started again, and a while
   /// passes. Then no space may be lost and every record must be sound.
@@ -102,7 +121,6 @@ class Cluster {
   bool attach(Node& node, bool certain);
   void heartbeat_fiber(Node& node);
   void bury_dead(Node& node);
-  bool anyone_else_alive(const Node& node) const;
   void check_space(Node& node);
   static std::string name_of(const beluga::Superblock& sb, std::uint64_t offset);
 

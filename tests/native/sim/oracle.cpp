@@ -15,11 +15,11 @@ std::string text(const char* format, auto... args) {
 unsigned long long ull(std::uint64_t n) { return n; }
 }  // namespace
 
-Oracle::Oracle(World& world, const beluga::PoolMemory& memory)
+Oracle::Oracle(World& world, const beluga::PoolMemory& memory, std::uint32_t machines)
     : world_(world),
       memory_(memory),
       copies_(memory.slot_limit()),
-      excused_(memory.sb().max_hosts) {
+      excused_(machines) {
   for (std::uint32_t slot = 0; slot < memory.slot_limit(); ++slot) {
     world.watch(world.offset(memory.hot(slot)), 8, [this, slot](const Seen& seen) {
       if (seen.stage == Seen::Stage::visible && seen.bytes == 8) word_written(slot, seen);
@@ -135,7 +135,7 @@ void Oracle::forget(const Node& node) {
 /// Does the holder, by its own clock and without a look at the pool, believe in its lease?
 bool Oracle::trusted(const Held& held) const {
   const Node& node = *held.node;
-  if (!node.alive() || node.closed || excused_[node.host]) return false;
+  if (!node.alive() || node.closed || excused_[node.machine]) return false;
   const Host& machine = node.process->host;
   if (machine.paused && machine.clock_stops) return false;
   const std::uint64_t now = world_.now_ms(machine);
@@ -146,7 +146,7 @@ bool Oracle::trusted(const Held& held) const {
 }
 
 void Oracle::using_lease(const Node& node, const beluga::Lease& lease) {
-  if (!node.alive() || excused_[node.host]) return;
+  if (!node.alive() || excused_[node.machine]) return;
   ++judged_;
   if (copies_[lease.slot].generation != lease.generation) {
     world_.fail(text("G3: host %u uses generation %llu of slot %u, which has gone on to %llu",

@@ -22,7 +22,7 @@ struct Node;
 /// machine that was paused with its clock is not judged until its next heartbeat.
 class Oracle {
  public:
-  Oracle(World& world, const beluga::PoolMemory& memory);
+  Oracle(World& world, const beluga::PoolMemory& memory, std::uint32_t machines);
 
   /// The payload of a chunk: every word of it names key, slot, generation and place.
   static std::uint64_t word(std::uint32_t key, std::uint32_t slot, std::uint64_t generation,
@@ -48,8 +48,8 @@ class Oracle {
   void using_lease(const Node& node, const beluga::Lease& lease);
 
   /// This machine's clock stood still; it is judged again from its next heartbeat on.
-  void clock_stood(std::uint32_t host) { excused_[host] = true; }
-  void beat(std::uint32_t host) { excused_[host] = false; }
+  void clock_stood(std::uint32_t machine) { excused_[machine] = true; }
+  void beat(std::uint32_t machine) { excused_[machine] = false; }
   /// A machine lost what its caches held.
   void lost_power(std::uint32_t host);
 
@@ -79,7 +79,7 @@ class Oracle {
   std::vector<Copy> copies_;  // by slot
   std::vector<std::vector<std::uint32_t>> slots_of_key_;
   std::vector<Held> held_;
-  std::vector<bool> excused_;
+  std::vector<bool> excused_;  // by machine
   std::uint64_t judged_ = 0;
 };
 
