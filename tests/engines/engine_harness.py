@@ -216,6 +216,11 @@ class Engine:
     def stats(self) -> dict[str, int]:
         return self.backend._pool.stats()
 
+    @property
+    def chunks(self) -> int:
+        """Keys in the pool, whichever host owns their chunks."""
+        return len({entry.record for entry in self.backend._pool.keys()})  # noqa: SIM118
+
     def store(self, tokens: list[int], seed: int, **kwargs: Any) -> list[torch.Tensor]:
         """Compute the prompt's KV (random bytes) and store it; the bytes of each layer."""
         slots = self.kv.slots(len(tokens), seed)

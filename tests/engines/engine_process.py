@@ -122,6 +122,9 @@ def main(yaml_file: str, pool: str, options: str) -> None:
         def stats() -> dict[str, int]:
             return engine.stats
 
+        def chunks() -> int:
+            return engine.chunks
+
         def clean() -> bool:
             engine.assert_clean()
             return True
@@ -129,7 +132,7 @@ def main(yaml_file: str, pool: str, options: str) -> None:
         def log() -> list[str]:
             return said
 
-        actions = {f.__name__: f for f in (backends, store, load, churn, stats, clean, log)}
+        actions = {f.__name__: f for f in (backends, store, load, churn, stats, chunks, clean, log)}
         for line in sys.stdin:
             action, arguments = json.loads(line)
             print(json.dumps(actions[action](**arguments)), file=out, flush=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_harness import CHUNK
 from engine_process import EngineProcess
 
+HostOf = Callable[[dict[str, Any]], dict[str, Any]]
 Launch = Callable[..., EngineProcess]
 
 SEED = {"PYTHONHASHSEED": "0"}
@@ -35,11 +37,12 @@ def init_none_hash(function):
 
 
 @pytest.fixture
-def launch(tmp_path: Path, pool: Path) -> Iterator[Launch]:
+def launch(tmp_path: Path, pool: Path, host_of: HostOf) -> Iterator[Launch]:
     """Starts engines in processes; they do not wait for each other to be up."""
     processes: list[EngineProcess] = []
 
-    def launch(environment: dict[str, str] = SEED, **options: object) -> EngineProcess:
+    def launch(environment: dict[str, str] = SEED, **options: Any) -> EngineProcess:
+        options["beluga"] = host_of(options.get("beluga", {}))
         yaml_file = tmp_path / f"lmcache-process-{len(processes)}.yaml"
         processes.append(EngineProcess(yaml_file, pool, environment, **options))
         return processes[-1]
@@ -65,7 +68,7 @@ def test_two_engines_share_a_pool(launch: Launch) -> None:
         for _ in range(10, 15):
             digest = process.answer()
             assert process.answer() == [8 * CHUNK, 8 * CHUNK, digest]
-    assert one.do("stats")["chunks"] == 2 * 5 + 5 * 8
+    assert one.do("chunks") == 2 * 5 + 5 * 8
     assert one.do("clean") and two.do("clean")
 
 
@@ -96,7 +99,7 @@ def test_tensor_parallel_ranks(launch: Launch) -> None:
     for rank, digest in zip(ranks, digests, strict=True):
         assert rank.do("load", tokens=4 * CHUNK, seed=1) == [4 * CHUNK, 4 * CHUNK, digest]
         assert rank.do("clean")
-    assert ranks[0].do("stats")["chunks"] == 8
+    assert ranks[0].do("chunks") == 8
     for rank in ranks:
         rank.close()
     again = launch(rank=1, ranks=2)
