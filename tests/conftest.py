@@ -11,12 +11,17 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pool_modes
 import pytest
 from processes import Child
 
 SHM = Path("/dev/shm")
 #: Everything that this run puts into /dev/shm itself has this in its name.
 OURS = f"beluga-test-{os.getpid()}-"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--qemu", action="store_true", help="also boot guests (integration/cxl)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,6 +44,13 @@ def shm_dir() -> Iterator[Path]:
 def pool_path(shm_dir: Path) -> Path:
     """Where a test may make its pool."""
     return shm_dir / "pool"
+
+
+@pytest.fixture(params=pool_modes.VISIBILITIES)
+def visibility(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the pools that the test formats are shared (see :mod:`pool_modes`)."""
+    pool_modes.use(request.param, monkeypatch)
+    return str(request.param)
 
 
 @pytest.fixture

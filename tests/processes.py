@@ -15,7 +15,10 @@ from pathlib import Path
 
 _PRELUDE = """
 import os, signal, sys, time
+import pool_modes
 from lmcache_beluga import Pool, PutResult
+
+pool_modes.inherit()
 
 def say(*words):
     print(*words, flush=True)

@@ -33,6 +33,8 @@ from lmcache_beluga import (
     VersionMismatchError,
 )
 
+pytestmark = pytest.mark.usefixtures("visibility")
+
 MIB = 1 << 20
 #: Superblock fields (see native/layout.hpp).
 MAGIC, VERSION, EPOCH = 0, 8, 32
@@ -252,7 +254,7 @@ def test_another_uuid(pool_path: Path) -> None:
 def test_attach_options_out_of_range(
     pool_path: Path, options: dict[str, int], message: str
 ) -> None:
-    Pool.format(pool_path, size=8 * MIB)
+    Pool.format(pool_path, size=8 * MIB, max_hosts=1)
     with pytest.raises(InvalidArgumentError, match=message):
         Pool.attach(pool_path, **options)
 

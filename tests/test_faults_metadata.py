@@ -15,6 +15,8 @@ from processes import Child
 
 from lmcache_beluga import BelugaError, Pool, PutResult
 
+pytestmark = pytest.mark.usefixtures("visibility")
+
 KINDS = [
     "superblock",
     "host page",

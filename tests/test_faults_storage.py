@@ -12,6 +12,8 @@ from processes import Child, wait_until
 from lmcache_beluga import Pool, PoolClosedError, PutResult, View
 from lmcache_beluga._native import fingerprints
 
+pytestmark = pytest.mark.usefixtures("visibility")
+
 MIB = 1 << 20
 
 
@@ -24,7 +26,7 @@ from lmcache_beluga import PoolClosedError
 
 path, size, heartbeat = arguments[0], int(arguments[1]), int(arguments[2])
 pool = Pool.open(path, size=32 << 20, extent_size=1 << 20, heartbeat_ms=heartbeat,
-                 dead_after_ms=4 * heartbeat, lease_ms=max(4 * heartbeat, 10_000))
+                 dead_after_ms=max(4 * heartbeat, 10_000), lease_ms=max(4 * heartbeat, 10_000))
 keys = [b"%d" % i for i in range(20)]
 data = [np.random.default_rng(i).bytes(100_000) for i in range(20)]
 pool.put_batch(keys, data)

@@ -12,6 +12,8 @@ from processes import Child, wait_until
 
 from lmcache_beluga import InvalidArgumentError, Pool, PoolClosedError, PutResult
 
+pytestmark = pytest.mark.usefixtures("visibility")
+
 MIB = 1 << 20
 
 

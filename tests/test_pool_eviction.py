@@ -10,6 +10,8 @@ import pytest
 
 from lmcache_beluga import Pool, PutResult
 
+pytestmark = pytest.mark.usefixtures("visibility")
+
 MIB = 1 << 20
 SIZE = 20_000
 COUNT = 64
@@ -57,7 +59,7 @@ def test_an_older_request_goes_before_a_newer_one(pool: Pool) -> None:
 def test_what_was_used_last_stays(pool: Pool, how: str) -> None:
     for key in KEYS:
         pool.put(key, bytes(SIZE))
-    time.sleep(0.1)
+    time.sleep(0.5)  # what was used is as recent as the heartbeat before
     used = KEYS[SAFE : 2 * SAFE]
     if how == "get":
         for view in pool.get_batch(used):

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from lmcache_beluga import Pool, PutResult
 
+pytestmark = pytest.mark.usefixtures("visibility")
+
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
 
