@@ -15,12 +15,16 @@ from lmcache_beluga.cli.signals import terminable
 from lmcache_beluga.quantities import format_size, parse_size
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lmcache_beluga.demo.hosts import HostsOutcome
     from lmcache_beluga.demo.scenario import Outcome, Progress
 
 EPILOG = """\b
 Examples:
   beluga demo
   beluga demo --tokens 32768
+  beluga demo --hosts 4
   beluga demo --pool /dev/dax0.0
   beluga demo --json | jq .speed_up
 """
@@ -40,6 +44,12 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     show_default=True,
     metavar="N",
     help="Length of the prompt, 512 to 54677; 4 KiB of KV per token.",
+)
+@click.option(
+    "--hosts",
+    metavar="N",
+    type=click.IntRange(2, 16),
+    help="Act as so many hosts on one noncoherent pool; each loads what the others stored.",
 )
 @click.option(
     "--pool",
@@ -63,6 +73,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 def demo(
     ctx: click.Context,
     tokens: int,
+    hosts: int | None,
     pool: Path | None,
     size: int | None,
     keep: bool,
@@ -77,20 +88,28 @@ def demo(
     byte of KV and every logit is compared. Runs on the first GPU, if torch finds one, else on the
     CPU.
 
+    With --hosts, N processes act as N hosts on a pool with visibility noncoherent: all flushes and
+    fences between hosts are executed. Each has an LMCache engine, stores a prompt of its own with
+    random KV, then loads those of all others and compares every byte.
+
     Exit status: 0 all is equal, 1 anything differs, 2 the demo could not run.
     """
+    from lmcache_beluga.demo.hosts import HostsOutcome, run_hosts
     from lmcache_beluga.demo.processes import WorkerFailed
     from lmcache_beluga.demo.scenario import DemoError, Plan, run
 
     plan = Plan(tokens=tokens, pool=pool, size=size, keep=keep, timeout_s=timeout)
+    outcome: Outcome | HostsOutcome
     try:
         with terminable(), _progress() as progress:
-            outcome = run(plan, progress)
+            outcome = run_hosts(plan, hosts, progress) if hosts else run(plan, progress)
     except (DemoError, WorkerFailed) as error:
         click.echo(f"beluga: error: {error}", err=True)
         ctx.exit(2)
     if as_json:
         click.echo(json.dumps(outcome.as_json(), indent=2))
+    elif isinstance(outcome, HostsOutcome):
+        _show_hosts(outcome)
     else:
         _show(outcome)
     ctx.exit(0 if outcome.ok else 1)
@@ -131,6 +150,59 @@ def _show(outcome: Outcome) -> None:
         else f"Emulated: the pool is a {outcome.pool_kind} file in this machine's memory, not CXL "
         "behind a switch. The engines' path to it is the same, its speed is not."
     )
+    _conclude(console, outcome, "engine B read exactly what engine A computed")
+
+
+def _show_hosts(outcome: HostsOutcome) -> None:
+    from lmcache_beluga.cli.tables import stdout_console, table
+
+    console = stdout_console()
+    title = f"{len(outcome.hosts)} hosts, one {outcome.visibility} pool"
+    rows = table("Host", "Process", title=title)
+    for heading in (
+        "Owns",
+        "Store",
+        "Loaded of others",
+        "Time",
+        "GB/s",
+        "Lookups",
+        "Keys hit",
+        "Missed",
+        "Reads served",
+        "KV equal",
+    ):
+        rows.add_column(heading, justify="right")
+    for host in outcome.hosts:
+        counted = host.counters
+        rows.add_row(
+            str(host.host),
+            str(host.pid),
+            f"{host.chunks_owned} chunks, {host.extents_owned} extents",
+            _time(host.store_s),
+            f"{host.loaded:,} tokens",
+            _time(host.load_s),
+            f"{host.load_gb_per_s:.2f}",
+            f"{counted['lookups']:,}",
+            f"{counted['hits']:,}",
+            f"{counted['misses']:,}",
+            f"{counted['gets']:,}, {format_size(counted['get_bytes'])}",
+            _equal_bytes(host.bytes_wrong, host.bytes_compared),
+        )
+    console.print(rows)
+    console.print(
+        f"LMCache on {outcome.device}, backends {', '.join(outcome.backends)}; payload "
+        f"visibility {outcome.payload_visibility}; the pool afterwards: "
+        f"{'; '.join(outcome.pool_check_errors) or 'clean'}"
+    )
+    console.print(
+        "Emulated: the hosts are processes of this machine, whose caches are coherent. All flushes "
+        "and fences are executed; what they cost behind a switch, and what goes wrong without "
+        "them, does not show here."
+    )
+    _conclude(console, outcome, "each host read exactly what the others stored")
+
+
+def _conclude(console: Console, outcome: Outcome | HostsOutcome, good: str) -> None:
     if outcome.kept_in:
         console.print(f"Kept: {outcome.pool}; YAML file and logs in {outcome.kept_in}")
     failed = [name.replace("_", " ") for name, ok in outcome.checks.items() if not ok]
@@ -139,7 +211,7 @@ def _show(outcome: Outcome) -> None:
             click.echo(f"--- the log of {title} ends:\n{log}", err=True)
         console.print(f"[bold red]FAILED[/]: {', '.join(failed)}")
     else:
-        console.print("[bold green]OK[/]: engine B read exactly what engine A computed")
+        console.print(f"[bold green]OK[/]: {good}")
 
 
 def _rows(outcome: Outcome) -> list[tuple[str, str]]:
@@ -194,6 +266,12 @@ def _equal(wrong: int, compared: int, what: str) -> str:
     if wrong:
         return f"[bold red]NO[/]: {wrong:,} of {compared:,} {what} differ"
     return f"[green]yes[/], all {compared:,} {what} bit for bit"
+
+
+def _equal_bytes(wrong: int, compared: int) -> str:
+    if wrong or not compared:
+        return _equal(wrong, compared, "bytes")
+    return f"[green]yes[/], {format_size(compared)}"
 
 
 def _time(seconds: float) -> str:

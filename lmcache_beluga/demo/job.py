@@ -18,6 +18,7 @@ class Job:
     tokens: int
     seed: int
     folder: str
+    hosts: int = 1
 
     @property
     def kv_file(self) -> Path:

@@ -33,16 +33,19 @@ class WorkerProcess:
         job_file: what it is to do.
         log_file: receives its standard output and error.
         deadline: moment by `time.monotonic` after which every wait fails.
+        module: what it runs.
     """
 
-    def __init__(self, title: str, job_file: Path, log_file: Path, deadline: float) -> None:
+    def __init__(
+        self, title: str, job_file: Path, log_file: Path, deadline: float, module: str = _WORKER
+    ) -> None:
         self.title = title
         self._log_file = log_file
         self._deadline = deadline
         self._buffer = b""
         self._events, write_end = os.pipe()
         # -P: the installed package, not one in the working directory (a clone of it).
-        command = [sys.executable, "-P", "-X", "faulthandler", "-m", _WORKER]
+        command = [sys.executable, "-P", "-X", "faulthandler", "-m", module]
         try:
             with log_file.open("wb") as log:
                 self._process = subprocess.Popen(

@@ -143,8 +143,8 @@ def run(plan: Plan, progress: Progress) -> Outcome:
         WorkerFailed: one of the two processes died or took too long.
         BelugaError: the pool could not be formatted.
     """
-    _check(plan)
-    with _folder(plan) as folder, _pool(plan) as pool:
+    check_plan(plan)
+    with scratch_folder(plan) as folder, scratch_pool(plan, plan.pool_bytes) as pool:
         config = folder / "lmcache.yaml"
         config.write_text(yaml_for(pool, plan.backend))
         deadline = time.monotonic() + plan.timeout_s
@@ -169,7 +169,7 @@ def run(plan: Plan, progress: Progress) -> Outcome:
             # Attached all along: the first process to attach would tidy up what it should find.
             with Pool.attach(str(pool)) as watching:
                 events = _play(plan, engines[0], engines[1], progress)
-                errors = _pool_errors(watching)
+                errors = pool_errors(watching)
                 kind = watching.info.devices[0].kind
         return _outcome(plan, engines, events, errors, pool, kind, folder)
 
@@ -261,7 +261,8 @@ def _outcome(
     )
 
 
-def _check(plan: Plan) -> None:
+def check_plan(plan: Plan) -> None:
+    """Raise DemoError if the prompt is too long, or too short."""
     longest = len(text())
     if not 2 * CHUNK_TOKENS <= plan.tokens <= longest:
         raise DemoError(
@@ -271,7 +272,7 @@ def _check(plan: Plan) -> None:
 
 
 @contextlib.contextmanager
-def _folder(plan: Plan) -> Iterator[Path]:
+def scratch_folder(plan: Plan) -> Iterator[Path]:
     """Where the YAML file, the logs and the reference lie; on disk rather than in /dev/shm."""
     if plan.keep:
         yield Path(tempfile.mkdtemp(prefix="beluga-demo-"))
@@ -281,32 +282,32 @@ def _folder(plan: Plan) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _pool(plan: Plan) -> Iterator[Path]:
+def scratch_pool(plan: Plan, size: int, **options: Any) -> Iterator[Path]:
     """A formatted pool, removed afterwards unless it is a device or to be kept."""
     path = plan.pool or Path(f"/dev/shm/beluga-demo-{os.getpid()}.pool")
     if path.exists() and stat.S_ISCHR(path.stat().st_mode):
-        Pool.format(str(path))
+        Pool.format(str(path), **options)
         yield path
         return
     if path.exists():
         raise DemoError(f"{path} exists; the demo formats a fresh pool, so name another --pool")
     room = os.statvfs(path.parent)
     free = room.f_bavail * room.f_frsize
-    if free < plan.pool_bytes:
+    if free < size:
         raise DemoError(
-            f"{path.parent} has {free >> 20} MiB free, the demo needs {plan.pool_bytes >> 20} MiB: "
+            f"{path.parent} has {free >> 20} MiB free, the demo needs {size >> 20} MiB: "
             "give it more (docker run --shm-size=1g), ask for fewer --tokens, "
             "or put the pool elsewhere with --pool"
         )
     try:
-        Pool.format(str(path), size=plan.pool_bytes)
+        Pool.format(str(path), size=size, **options)
         yield path
     finally:
         if not plan.keep:
             path.unlink(missing_ok=True)
 
 
-def _pool_errors(pool: Pool) -> list[str]:
+def pool_errors(pool: Pool) -> list[str]:
     """What is wrong with the pool now that both engines are gone; nothing may be."""
     stats = pool.stats()
     left = [("writing", "half-written slots"), ("leased", "chunks still leased")]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ pytest.importorskip("lmcache")
 pytest.importorskip("transformers")
 
 from lmcache_beluga.demo import scenario
+from lmcache_beluga.demo.hosts import HostOutcome, HostsOutcome
 from lmcache_beluga.demo.processes import WorkerFailed
 from lmcache_beluga.demo.scenario import DemoError, Outcome, Plan
 from lmcache_beluga.demo.text import text, tokens
@@ -94,6 +96,76 @@ def test_table_says_what_was_compared() -> None:
     for words in ("Tokens hit", "512 of 512", "Time to recompute", "bit for bit", "OK", "Emulated"):
         assert words in done.stdout
     assert leftovers() == before
+
+
+def test_hosts_load_what_the_others_stored() -> None:
+    before = leftovers()
+    done = run("--hosts", "4", "--tokens", "1100", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["ok"] and all(outcome["checks"].values())
+    assert outcome["visibility"] == "noncoherent"
+    assert [host["host"] for host in outcome["hosts"]] == [0, 1, 2, 3]
+    assert len({host["pid"] for host in outcome["hosts"]}) == 4
+    for host in outcome["hosts"]:
+        assert (host["loaded"], host["bytes_compared"]) == (3 * 1024, 3 * 1024 * 4096)
+        assert host["counters"]["gets"] == 3 * 4
+        assert host["chunks_owned"] == 4
+    assert leftovers() == before
+
+
+def test_table_of_hosts() -> None:
+    done = run("--hosts", "2", "--tokens", "512")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for words in ("2 hosts, one noncoherent pool", "Loaded of others", "512 tokens", "OK"):
+        assert words in done.stdout
+
+
+GOOD_HOST = HostOutcome(
+    host=0,
+    pid=1,
+    hit_before=0,
+    store_s=0.1,
+    loaded=512,
+    load_s=0.1,
+    bytes_compared=512 * 4096,
+    bytes_wrong=0,
+    counters={"gets": 2},
+    chunks_owned=2,
+    extents_owned=1,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "failed"),
+    [
+        ({"bytes_wrong": 1}, "kv_equal"),
+        ({"bytes_compared": 0}, "kv_equal"),
+        ({"loaded": 256}, "each_loaded_all_others"),
+        ({"hit_before": 256}, "nothing_cached_before"),
+        ({"counters": {"gets": 1}}, "served_by_pool"),
+        ({"chunks_owned": 1}, "each_owns_what_it_stored"),
+    ],
+)
+def test_every_difference_between_hosts_fails(change: dict[str, Any], failed: str) -> None:
+    good = HostsOutcome(
+        tokens=600,
+        chunk_tokens=256,
+        hosts=[GOOD_HOST, dataclasses.replace(GOOD_HOST, host=1)],
+        backends=["beluga"],
+        device="CPU",
+        visibility="noncoherent",
+        payload_visibility="flush",
+        pool_check_errors=[],
+        pool="/dev/shm/x",
+        pool_kind="tmpfs",
+        kept_in=None,
+        logs={},
+    )
+    assert good.ok
+    worse = dataclasses.replace(GOOD_HOST, **change)
+    bad = dataclasses.replace(good, hosts=[GOOD_HOST, worse])
+    assert [name for name, ok in bad.checks.items() if not ok] == [failed]
 
 
 @pytest.mark.parametrize(
