@@ -128,10 +128,10 @@ class Eviction {
   }
 
   /// Gives up to `most` extents to whoever needs them: empty ones, or ones whose chunks are clearly older than
-  /// `age_ms`. Returns how many.
-  std::uint32_t give_up(std::uint32_t most, std::uint64_t age_ms) {
-    std::uint32_t given = slots_.release_empty(most);
-    while (given < most) {
+  /// `age_ms`. None but the first is begun after `until_ms`. Returns how many.
+  std::uint32_t give_up(std::uint32_t most, std::uint64_t age_ms, std::uint64_t until_ms) {
+    std::uint32_t given = slots_.release_empty(most, until_ms);
+    while (given < most && (given == 0 || context_.now_ms() < until_ms)) {
       slots_.refresh_owned();
       const std::uint32_t e = coldest_extent(slots_.all_owned(), 2 * age_ms + 1000);
       if (e == kNoExtent || !drain(e) || !slots_.release(e)) break;
@@ -223,13 +223,10 @@ class Eviction {
 
   /// Evicts everything in an own extent. True when it is empty then.
   bool drain(std::uint32_t e) {
-    ExtentControl& control = control_.extent(e);
+    const ExtentControl& control = control_.extent(e);
     if (!drainable(e)) return false;  // do not evict the rest for nothing
-    {
-      typename Slots<V>::Locked lock(slots_);
-      if (!lock || !control.owned || control.draining) return false;
-      control.draining = static_cast<std::uint8_t>(context_.process);
-    }
+    const typename Slots<V>::Draining mine(slots_, e);
+    if (!mine) return false;
     const std::uint32_t first = pool_.first_slot(e);
     bool empty = true;
     for (std::uint32_t i = 0; i < control.slots && empty; ++i) {
@@ -237,9 +234,6 @@ class Eviction {
       const std::uint64_t word = V::load(&pool_.hot(first + i)->word);
       empty = is_state(word) && state_of(word) == SlotState::ready && evict(first + i, word);
     }
-    // Without the lock: it must not stay even if the lock cannot be had. Somebody else may have cut the extent
-    // and be draining it by now.
-    V::exchange_if(&control.draining.value, static_cast<std::uint8_t>(context_.process), std::uint8_t{0});
     return empty && control.free == control.slots;
   }
 

@@ -165,7 +165,14 @@ class Extents {
     }
   }
 
-  /// Gives up an own extent in which every slot is free, and its storage. It has been flushed.
+  /// Gives the payload of an own extent back to the file system. In the extent every slot is free, and none is taken
+  /// meanwhile; whoever takes one later asks for storage again.
+  void drop_storage(std::uint32_t extent) const {
+    context_.control->extent(extent).reserved_bytes = 0;
+    pool_.punch_payload(extent);
+  }
+
+  /// Gives up an own extent in which every slot is free. It has been flushed, and its storage dropped.
   void release(std::uint32_t extent) {
     ExtentControl& control = context_.control->extent(extent);
     control.owned = 0;
@@ -173,9 +180,9 @@ class Extents {
     control.free = 0;
     control.slot_size = 0;
     control.reserved_bytes = 0;
+    control.draining = 0;
     note_cut();
     write_header(extent, ExtentHeader{});
-    pool_.punch_payload(extent);
     publish_claim(extent, Claim::none);
   }
 

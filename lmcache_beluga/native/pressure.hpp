@@ -45,11 +45,13 @@ class Pressure {
     if (demand == 0) return 0;
     const std::uint64_t unclaimed = slots_.unclaimed_extents();
     if (unclaimed >= demand) return 0;
-    return eviction_.give_up(static_cast<std::uint32_t>(std::min<std::uint64_t>(demand - unclaimed, kPerBeat)), hottest);
+    // The next heartbeat must not be late: whatever takes longer follows then.
+    const std::uint64_t until = context_.now_ms() + context_.options.heartbeat_ms / 2;
+    const auto most = static_cast<std::uint32_t>(std::min<std::uint64_t>(demand - unclaimed, kPerBeat));
+    return eviction_.give_up(most, hottest, until);
   }
 
  private:
-  /// A heartbeat must not last long: the rest follows at the next ones.
   static constexpr std::uint64_t kPerBeat = 4;
 
   HostContext& context_;

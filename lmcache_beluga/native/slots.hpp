@@ -155,32 +155,60 @@ class Slots {
     if (free && i / 64 < control.hint) control.hint = i / 64;
   }
 
-  /// Gives every own extent without a chunk back, but at most `most`. Returns how many.
-  std::uint32_t release_empty(std::uint32_t most = ~0u) {
+  /// Gives every own extent without a chunk back, but at most `most`, and none that would be begun after
+  /// `until_ms`, except the first. Returns how many.
+  std::uint32_t release_empty(std::uint32_t most = ~0u, std::uint64_t until_ms = ~std::uint64_t{0}) {
     std::uint32_t released = 0;
     for (std::uint32_t e = 0; e < pool_.sb().extents && released < most; ++e) {
+      if (released && context_.now_ms() >= until_ms) break;
       const ExtentControl& control = control_.extent(e);
       if (control.owned && control.free == control.slots) released += release(e);
     }
     return released;
   }
 
-  /// Gives an own extent back if it holds nothing.
+  /// Gives an own extent back if it holds nothing. To write back and to free what may be a gigabyte takes long, so
+  /// both happen without the slot lock, while nobody takes a slot of the extent.
   bool release(std::uint32_t e) {
-    ExtentControl& control = control_.extent(e);
-    const auto mine = static_cast<std::uint8_t>(context_.process);
-    {
-      Locked lock(*this);
-      if (!lock || !control.owned || (control.draining && control.draining != mine)) return false;
-      control.draining = mine;  // nobody takes a slot of it now
-    }
+    Draining mine(*this, e);
+    const ExtentControl& control = control_.extent(e);
+    if (!mine || control.free != control.slots) return false;
     extents_.flush(e);
+    extents_.drop_storage(e);
     Locked lock(*this);
-    const bool empty = lock && control.owned && control.draining == mine && control.free == control.slots;
-    if (empty) extents_.release(e);
-    V::exchange_if(&control.draining.value, mine, std::uint8_t{0});
-    return empty;
+    // Whatever a sweep or a flipped bit made of it meanwhile: storage that is missing is asked for again.
+    if (!lock || !mine || control.free != control.slots) return false;
+    extents_.release(e);
+    mine.ended();
+    return true;
   }
+
+  /// As long as it lives nobody takes a slot of an own extent, cuts it anew, or gives it up. False: it is not this
+  /// host's, or somebody else is emptying it, maybe another thread of this process.
+  class Draining {
+   public:
+    Draining(Slots& slots, std::uint32_t e)
+        : control_(slots.control_.extent(e)), process_(static_cast<std::uint8_t>(slots.context_.process)) {
+      Locked lock(slots);
+      if (!lock || !control_.owned || control_.draining) return;
+      control_.draining = process_;
+      held_ = true;
+    }
+    // Without the lock: it must not stay even if the lock cannot be had.
+    ~Draining() {
+      if (held_) V::exchange_if(&control_.draining.value, process_, std::uint8_t{0});
+    }
+    /// The extent was given up, under the lock. Somebody else of this host may soon have it again, and drain it.
+    void ended() noexcept { held_ = false; }
+    Draining(const Draining&) = delete;
+    Draining& operator=(const Draining&) = delete;
+    explicit operator bool() const noexcept { return held_ && control_.owned && control_.draining == process_; }
+
+   private:
+    ExtentControl& control_;
+    const std::uint8_t process_;
+    bool held_ = false;
+  };
 
   /// The next look for an unclaimed extent reads all claims afresh.
   void forget_unclaimed() {

@@ -274,6 +274,40 @@ void threads_share_the_slots(const std::string& directory) {
   CHECK_EQ(one.walk.occupancy().writing, 0u);
 }
 
+/// An extent that is being emptied or given up is nobody else's, not even another thread's of the same process: its
+/// storage goes while the slot lock is free.
+void an_extent_is_given_up_by_one(const std::string& directory) {
+  Process p(format(directory + "/pool"), directory);
+  CHECK(p.evict(p.put("key")));
+  const std::uint32_t e = p.slots.all_owned().at(0);
+  {
+    const Slots<Coherent>::Draining mine(p.slots, e);
+    CHECK(static_cast<bool>(mine));
+    CHECK(!Slots<Coherent>::Draining(p.slots, e));
+    CHECK(!p.slots.release(e));
+    CHECK(p.pool->extent_of(p.put("elsewhere")) != e);
+    CHECK(static_cast<bool>(mine));
+  }
+  CHECK(p.slots.release(e));
+  CHECK(!p.slots.release(e));
+  CHECK(!Slots<Coherent>::Draining(p.slots, e));  // nobody's
+  p.check_clean();
+}
+
+/// A heartbeat gives up one extent, and as many more as there is time for.
+void to_give_up_takes_no_longer_than_allowed(const std::string& directory) {
+  Process p(format(directory + "/pool"), directory);
+  for (std::uint32_t i = 0; i < 3; ++i) p.put("key" + std::to_string(i), kExtent);
+  CHECK_EQ(p.removal.remove_all_own(), 3u);
+  CHECK_EQ(p.eviction.give_up(3, 0, 0), 1u);
+  CHECK_EQ(p.eviction.give_up(3, 0, ~std::uint64_t{0}), 2u);
+  // The same for what has to be emptied first.
+  for (std::uint32_t i = 0; i < 3; ++i) p.put("more" + std::to_string(i), kExtent);
+  std::this_thread::sleep_for(std::chrono::milliseconds(1100));  // colder than whoever wants them
+  CHECK_EQ(p.eviction.give_up(3, 0, 0), 1u);
+  p.check_clean();
+}
+
 void run(const std::string& directory) {
   slots_do_not_overlap(directory);
   generations_grow_with_each_life(directory);
@@ -286,6 +320,8 @@ void run(const std::string& directory) {
   unfinished_claims_of_the_dead_are_repaired(directory);
   a_stopped_lock_holder_is_not_waited_for_long(directory);
   threads_share_the_slots(directory);
+  an_extent_is_given_up_by_one(directory);
+  to_give_up_takes_no_longer_than_allowed(directory);
 }
 
 }  // namespace
