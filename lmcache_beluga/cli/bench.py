@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ _SECTIONS = {
     "engine": "bench_engines:run_engine",
     "compare": "bench_engines:run_compare",
     "hammer": "bench_hammer:run",
+    "noncoherent": "bench_noncoherent:run",
 }
 
 EPILOG = """\b
@@ -34,6 +36,7 @@ Sections:
   engine   LMCache engine: store and retrieve, pool against LMCache's hot cache
   compare  the same against LMCache's Redis, local-disk and DAX backends
   hammer   several processes on one pool at once, every read verified
+  noncoherent  what flushes and fences cost: lookups with 2, 4 and 16 hosts, leases, copies
 \b
 Examples:
   beluga bench
@@ -85,6 +88,7 @@ def bench(
     from lmcache_beluga.demo.environment import prepare_environment
 
     prepare_environment()
+    load = os.getloadavg()[0]
     names = list(_SECTIONS) if not sections or "all" in sections else list(dict.fromkeys(sections))
     console = stdout_console()
     done: dict[str, Section] = {}
@@ -100,7 +104,7 @@ def bench(
                 continue
             _show(console, done[name])
     if json_file is not None:
-        write_json(json_file, done, command=shlex.join(["beluga", *sys.argv[1:]]))
+        write_json(json_file, done, command=shlex.join(["beluga", *sys.argv[1:]]), load=load)
     if any(section.wrong for section in done.values()):
         ctx.exit(1)
     ctx.exit(0 if len(done) == len(names) else 2)

@@ -20,6 +20,9 @@ Progress = Callable[[str], None]
 """Told in a few words what is being measured."""
 
 
+_QUIET_LOAD = 0.5
+
+
 class BenchError(Exception):
     """A section cannot be measured here; the text says why."""
 
@@ -145,12 +148,19 @@ def interleaved(
     return samples
 
 
-def write_json(path: Path, sections: Mapping[str, Section], command: str) -> None:
-    """Write all sections with the machine, the versions and the command that measured them."""
+def write_json(
+    path: Path, sections: Mapping[str, Section], command: str, load: float = 0.0
+) -> None:
+    """Write all sections with the machine, the versions and the command that measured them.
+
+    ``load``: the machine's load average before it began.
+    """
     document = {
         "command": command,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine(),
+        "load_average_before": round(load, 2),
+        "quiet": load < _QUIET_LOAD,
         "versions": versions(),
         "sections": {name: section.as_json() for name, section in sections.items()},
     }

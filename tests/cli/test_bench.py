@@ -61,6 +61,18 @@ def test_hammer(tmp_path: Path) -> None:
     assert values["any operation, worst"] > 0
 
 
+def test_noncoherent(tmp_path: Path) -> None:
+    section = run(tmp_path, "noncoherent")["noncoherent"]
+    values = {row["name"]: row["value"] for row in section["rows"]}
+    assert all(value > 0 for name, value in values.items() if "one lane line" not in name)
+    for hosts in (2, 4, 16):
+        assert f"lookup of 512, noncoherent, {hosts} hosts" in values
+        assert f"lease of 512 foreign keys, noncoherent, {hosts} hosts" in values
+    for how in ("put", "read_into, first", "read_into, again", "reserve, write and commit"):
+        for mode in ("coherent", "noncoherent, flush", "noncoherent, direct"):
+            assert f"{how}, {mode} / memcpy" in values
+
+
 def test_engines(tmp_path: Path) -> None:
     sections = run(tmp_path, "engine", "compare")
     names = {row["name"] for row in sections["engine"]["rows"]}
