@@ -123,6 +123,7 @@ class Index {
 
  private:
   static constexpr std::size_t kBlock = 64;
+  static constexpr std::size_t kLinesAhead = 64;
 
   static std::uint32_t slot_of(std::uint64_t entry) { return static_cast<std::uint32_t>(entry) - 1; }
 
@@ -148,12 +149,11 @@ class Index {
         V::observe(Point::lane, pool_.lane(bucket, static_cast<std::uint32_t>(__builtin_ctzll(rest))), kLine);
       }
     }
-    if (others != 0) {
-      V::observe_fence(Point::lane);
-      fetch_lanes(prints, others);
-    }
+    if (others != 0) V::observe_fence(Point::lane);
     std::array<std::uint32_t, kBlock> candidates;
-    for (std::size_t i = 0; i < prints.size(); ++i) {
+    const std::size_t ahead = keys_ahead(others);
+    for (std::size_t i = 0, fetched = 0; i < prints.size(); ++i) {
+      for (; fetched < std::min(i + ahead, prints.size()); ++fetched) fetch_lanes(prints[fetched], others);
       candidates[i] = next_candidate(prints[i], hosts, 0);
       if (candidates[i] != kNone) observe_hot(candidate_slot(prints[i], candidates[i]));
     }
@@ -174,15 +174,17 @@ class Index {
     }
   }
 
-  /// Flushed lines come back from the device all at once, not one after the other.
-  void fetch_lanes(std::span<const Fingerprint> prints, std::uint64_t others) const {
-    if constexpr (V::mode == VisibilityMode::noncoherent) {
-      for (const Fingerprint& print : prints) {
-        const std::uint64_t bucket = pool_.bucket_of(print.lo);
-        for (std::uint64_t rest = others; rest; rest &= rest - 1) {
-          V::prefetch(pool_.lane(bucket, static_cast<std::uint32_t>(__builtin_ctzll(rest))));
-        }
-      }
+  /// Flushed lines come back from the device many at once, not one after the other; but no more than a CPU can wait
+  /// for and its first cache holds: then those of the next keys come while one is looked at.
+  static std::size_t keys_ahead(std::uint64_t others) {
+    if (V::mode == VisibilityMode::coherent || others == 0) return 0;
+    return std::max<std::size_t>(1, kLinesAhead / static_cast<std::size_t>(__builtin_popcountll(others)));
+  }
+
+  void fetch_lanes(const Fingerprint& print, std::uint64_t others) const {
+    const std::uint64_t bucket = pool_.bucket_of(print.lo);
+    for (std::uint64_t rest = others; rest; rest &= rest - 1) {
+      V::prefetch(pool_.lane(bucket, static_cast<std::uint32_t>(__builtin_ctzll(rest))));
     }
   }
 
