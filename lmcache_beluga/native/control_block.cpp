@@ -60,7 +60,8 @@ ControlBlock::ControlBlock(const std::string& path, const PoolMemory& pool, std:
   extents_at_ = kProcessesAt + kMaxProcesses * sizeof(ProcessEntry);
   map_at_ = extents_at_ + sb.extents * sizeof(ExtentControl);
   slots_at_ = round_up(map_at_ + std::uint64_t{sb.extents} * map_words_ * 8, 4096);
-  bytes_ = round_up(slots_at_ + std::uint64_t{pool.slot_limit()} * sizeof(SlotControl), 4096);
+  writers_at_ = slots_at_ + std::uint64_t{pool.slot_limit()} * sizeof(SlotControl);
+  bytes_ = round_up(writers_at_ + pool.slot_limit(), 4096);
   auto file = PoolFile::create(path, bytes_, mode);
   if (!file) file.emplace(PoolFile::open_existing(path));
   if (file->size() == 0) file->size_if_empty(bytes_);
@@ -82,6 +83,7 @@ bool ControlBlock::linked() const noexcept {
 void ControlBlock::reserve_slots(std::uint32_t first, std::uint32_t count) const {
   mapping_->file().reserve(slots_at_ + std::uint64_t{first} * sizeof(SlotControl),
                             std::uint64_t{count} * sizeof(SlotControl));
+  mapping_->file().reserve(writers_at_ + first, count);
 }
 
 bool ControlBlock::matches(const PoolMemory& pool, std::uint32_t host) const noexcept {

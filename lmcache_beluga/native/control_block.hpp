@@ -35,6 +35,8 @@ inline constexpr std::uint64_t kProcessLockByte = 16;  // + process entry
 ///        +---------------------------+
 ///        | slots: 16 each            |  who leases it, whether caches are clear of its past
 ///        +---------------------------+
+///        | writers: a byte per slot  |  which process has reserved it
+///        +---------------------------+
 struct ControlHeader {
   std::uint64_t magic;
   std::uint32_t version;
@@ -135,6 +137,9 @@ class ControlBlock {
   std::uint64_t* fresh_generation(std::uint32_t slot) const noexcept {
     return &at<SlotControl>(slots_at_)[slot].fresh;
   }
+  /// The process that has reserved an own slot and not published it yet; 0: none. The descriptor says so too, and may
+  /// be damaged.
+  std::uint8_t* writer(std::uint32_t slot) const noexcept { return at<std::uint8_t>(writers_at_) + slot; }
   /// Gives what is kept of slots [first, first + count) storage; throws no_space.
   void reserve_slots(std::uint32_t first, std::uint32_t count) const;
 
@@ -154,6 +159,7 @@ class ControlBlock {
   std::uint64_t extents_at_;
   std::uint64_t map_at_;
   std::uint64_t slots_at_;
+  std::uint64_t writers_at_;
   std::uint64_t bytes_;
   std::uint32_t map_words_;
 };

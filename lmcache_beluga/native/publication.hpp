@@ -67,8 +67,10 @@ class Publication {
     }
     if (lease) *lease = leases_.hold_unpublished(chunk.print, slot.number, writing_word(slot));
     HotDescriptor* line = pool_.hot(slot.number);
-    // The word is still this one, but for damage: then somebody else may have the slot by now.
-    if (!V::exchange_if(&line->word, writing_word(slot), make_word(slot.generation, 0, SlotState::ready))) {
+    const bool mine =
+        V::exchange_if(&line->word, writing_word(slot), make_word(slot.generation, 0, SlotState::ready));
+    slots_.written(slot.number);
+    if (!mine) {  // only damage changes the word of a slot that is being written
       index_.remove(chunk.print, slot.number);
       context_.count(Count::garbage);
       return PutResult::refused;

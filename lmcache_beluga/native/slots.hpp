@@ -100,7 +100,10 @@ class Slots {
   bool abandon(std::uint32_t slot, std::uint64_t generation) {
     HotDescriptor* line = pool_.hot(slot);
     const std::uint64_t word = make_word(generation, context_.process, SlotState::writing);
-    if (V::load(&line->word) != word) return false;
+    if (V::load(&line->word) != word) {
+      written(slot);
+      return false;
+    }
     Locked lock(*this);
     if (!lock) {
       doomed_.add(slot, word);  // the lock's holder is stopped: tried again at each heartbeat
@@ -116,7 +119,7 @@ class Slots {
   bool finish(std::uint32_t slot, std::uint64_t word) { return finish(slot, word, patience()); }
   bool finish(std::uint32_t slot, std::uint64_t word, std::uint32_t timeout_ms) {
     Locked lock(*this, timeout_ms);
-    if (!lock || V::load(&pool_.hot(slot)->word) != word) return false;
+    if (!lock || V::load(&pool_.hot(slot)->word) != word || in_other_hands(slot, word)) return false;
     finish_locked(slot, generation_of(word));
     return true;
   }
@@ -127,6 +130,17 @@ class Slots {
     free_slot(slot, generation);
   }
 
+  /// This process will not write to a slot any more that it has reserved.
+  void written(std::uint32_t slot) const { V::exchange_if(control_.writer(slot), own_number(), std::uint8_t{0}); }
+
+  /// Is a living process writing to the slot although the descriptor, whose word this is, says something else? That
+  /// is damage, and nobody else may have the slot until its writer is done.
+  bool in_other_hands(std::uint32_t slot, std::uint64_t word) const {
+    const std::uint32_t writer = V::load(control_.writer(slot));
+    if (writer == 0 || (state_of(word) == SlotState::writing && process_of(word) == writer)) return false;
+    return writer <= kMaxProcesses && V::load(&control_.process(writer - 1).state) != 0;
+  }
+
   /// Frees a slot whatever its state. Under the lock.
   void free_slot(std::uint32_t slot, std::uint64_t generation) {
     ControlHeader& header = context_.header();
@@ -134,6 +148,7 @@ class Slots {
     V::store(&header.intent, slot + 1);
     // SYNC POINT: freed (with Leases::valid): before the slot can be written again.
     publish_word<V>(Point::freed, pool_.hot(slot), make_word(generation + 1, 0, SlotState::free));
+    V::store(control_.writer(slot), std::uint8_t{0});
     set_free(e, slot - pool_.first_slot(e), true);
     V::store(&header.intent, std::uint32_t{0});
   }
@@ -278,6 +293,8 @@ class Slots {
  private:
   static constexpr std::uint64_t kReserveStep = 32 << 20;
 
+  std::uint8_t own_number() const { return static_cast<std::uint8_t>(context_.process); }
+
   /// What a holder that died was in the middle of: the descriptor of its intended slot tells. Its unfinished
   /// claims are withdrawn.
   void repair() {
@@ -389,6 +406,7 @@ class Slots {
     V::store(&header.intent, number + 1);
     V::store(&line->print_lo, std::uint64_t{0});
     V::store(&line->print_hi, std::uint64_t{0});
+    V::store(control_.writer(number), own_number());
     // For this host alone: to the others it is as good as free.
     V::store(&line->word, make_word(generation, context_.process, SlotState::writing));
     V::write_back_soon(Point::writing, line);

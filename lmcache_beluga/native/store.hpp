@@ -164,7 +164,7 @@ class Store final : public PoolCore {
     outstanding_.fetch_add(1, std::memory_order_seq_cst);
     Refusal refusal = Refusal::busy;
     try {
-      check_open();
+      check_standing();
       if (retiring_.load(std::memory_order_seq_cst)) throw Error(ErrorKind::pool_closed, kRetired);
       hosts_.keep_active_fresh();
       refusal = self_.eviction.allocate(size, slot);
@@ -285,7 +285,7 @@ class Store final : public PoolCore {
   }
 
   std::size_t remove(std::span<const Fingerprint> prints) override {
-    check_open();
+    check_standing();
     hosts_.keep_active_fresh();
     std::size_t removed = 0;
     std::uint32_t patience_ms = self_.asking_patience_ms();
@@ -295,14 +295,14 @@ class Store final : public PoolCore {
   }
 
   std::uint64_t clear() override {
-    check_open();
+    check_standing();
     const std::uint64_t removed = self_.clear();
     context_.count(Count::removes, removed);
     return removed;
   }
 
   bool retire() override {
-    check_open();
+    check_standing();
     retiring_.store(true, std::memory_order_seq_cst);
     // Under the initialisation lock: nobody joins this host meanwhile.
     const int fd = context_.control->fd();
@@ -323,7 +323,7 @@ class Store final : public PoolCore {
   }
 
   std::uint64_t evict(std::uint64_t bytes) override {
-    check_open();
+    check_standing();
     return self_.eviction.evict_bytes(bytes);
   }
 
@@ -442,8 +442,10 @@ class Store final : public PoolCore {
   /// Makes a written slot a chunk. G2 holds from its return on.
   PutResult publish(const Slot& slot, const ChunkDescription& chunk, PayloadWrite how,
                     std::shared_ptr<Lease>* lease) {
-    if (!self_.publication.reserved(slot)) {
-      throw Error(ErrorKind::invalid_argument, "the reservation was already committed or aborted");
+    if (!self_.publication.reserved(slot)) {  // only damage takes a reserved slot away
+      slots_.abandon(slot.number, slot.generation);
+      context_.count(Count::garbage);
+      return PutResult::refused;
     }
     try {
       check_record(chunk.record, chunk.meta);
@@ -451,10 +453,8 @@ class Store final : public PoolCore {
         throw Error(ErrorKind::invalid_argument, "a chunk of " + std::to_string(chunk.size) +
                                                      " bytes was reserved with " + std::to_string(slot.capacity));
       }
-      if (!self_.formatted_as_attached()) {
-        shut(kFormatted);
-        check_open();
-      }
+      if (!self_.formatted_as_attached()) shut(kFormatted);
+      check_standing();
     } catch (...) {
       slots_.abandon(slot.number, slot.generation);
       throw;
@@ -469,6 +469,27 @@ class Store final : public PoolCore {
     context_.count(Count::put_bytes, chunk.size);
     if (lease && *lease) leases_.complete(*lease);
     return result;
+  }
+
+  /// Before anything is changed.
+  void check_standing() const {
+    check_open();
+    if (!stands(self_.standing())) check_open();
+  }
+
+  /// Closes the pool for good when it is no longer what was attached, or this host no longer who it was.
+  bool stands(typename PoolProcess<V>::Beat found) const {
+    switch (found) {
+      case PoolProcess<V>::Beat::formatted:
+        shut(kFormatted);
+        return false;
+      case PoolProcess<V>::Beat::taken_over:
+        shut(kTakenOver);
+        return false;
+      case PoolProcess<V>::Beat::fine:
+        return true;
+    }
+    return false;
   }
 
   // ---- heartbeat
@@ -495,16 +516,7 @@ class Store final : public PoolCore {
       shut(kTruncated);
       return;
     }
-    switch (self_.beat()) {
-      case PoolProcess<V>::Beat::formatted:
-        shut(kFormatted);
-        return;
-      case PoolProcess<V>::Beat::taken_over:
-        shut(kTakenOver);
-        return;
-      case PoolProcess<V>::Beat::fine:
-        break;
-    }
+    if (!stands(self_.beat())) return;
     lapse_pins(context_.now_ms());
     if (self_.slow_beat()) {
       sweep_dead();

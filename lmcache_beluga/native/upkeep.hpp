@@ -42,7 +42,7 @@ class Upkeep {
       }
       const std::uint32_t first = pool_.first_slot(e);
       for (std::uint32_t i = 0; i < slots; ++i) {
-        if (own && !slots_.is_free(e, i)) clean &= sweep_slot(first + i, process, timeout_ms);
+        if (own && !slots_.is_free(e, i)) clean &= sweep_own(first + i, process, timeout_ms);
         leases_.forget_process(first + i, process);
       }
     }
@@ -53,7 +53,10 @@ class Upkeep {
   void retry_doomed() {
     slots_.doomed().retry([&](const DoomedSlot& entry) {
       const HotDescriptor* line = pool_.hot(entry.slot);
-      if (V::load(&line->word) != entry.word) return true;
+      if (V::load(&line->word) != entry.word) {
+        if (state_of(entry.word) == SlotState::writing) slots_.written(entry.slot);
+        return true;
+      }
       if (state_of(entry.word) == SlotState::closing &&
           slot_use(context_, hosts_, entry.slot, V::load(&line->born)).leased) {
         return false;
@@ -70,9 +73,16 @@ class Upkeep {
       const std::uint64_t word = V::load(&pool_.hot(slot)->word);
       if (is_state(word) && state_of(word) == SlotState::closing && !owner_plausible(word)) adopt_closing(slot, word);
     }
+    scrub_stamps(stamp_cursor_++ % pool_.sb().extents);
   }
 
  private:
+  bool sweep_own(std::uint32_t slot, std::uint32_t process, std::uint32_t timeout_ms) {
+    if (!sweep_slot(slot, process, timeout_ms)) return false;
+    V::exchange_if(control_.writer(slot), static_cast<std::uint8_t>(process), std::uint8_t{0});
+    return true;
+  }
+
   /// False when the slot is left as it was because the lock could not be had.
   bool sweep_slot(std::uint32_t slot, std::uint32_t process, std::uint32_t timeout_ms) {
     HotDescriptor* line = pool_.hot(slot);
@@ -80,7 +90,9 @@ class Upkeep {
     if (!is_state(word) || process_of(word) != process) return true;
     if (state_of(word) == SlotState::writing) {
       typename Slots<V>::Locked lock(slots_, timeout_ms);
-      if (lock && V::load(&line->word) == word) slots_.finish_locked(slot, generation_of(word));
+      if (lock && V::load(&line->word) == word && !slots_.in_other_hands(slot, word)) {
+        slots_.finish_locked(slot, generation_of(word));
+      }
       // The number of the dead is this process's own now: it is for nobody else to sweep.
       if (!lock && process == context_.process) slots_.doomed().add(slot, word);
       return static_cast<bool>(lock);
@@ -134,6 +146,7 @@ class Upkeep {
     const std::uint32_t i = slot - pool_.first_slot(e);
     HotDescriptor hot;
     if (!read_hot<V>(line, hot)) return;
+    if (slots_.in_other_hands(slot, hot.word)) return;  // its writer finds out
     const bool free = is_state(hot.word) && state_of(hot.word) == SlotState::free;
     if (free && !slots_.is_free(e, i)) {
       // Its last life did not end in order: whoever believes to be in it must not mistake the next one for it.
@@ -150,11 +163,23 @@ class Upkeep {
     } else if (state_of(hot.word) == SlotState::ready) {
       scrub_chunk(slot, hot);
     }
-    std::uint32_t* stamp = pool_.stamp(context_.host, slot);
-    const std::uint32_t seen = V::load(stamp);
-    // Older than half the clock's range, a stamp would soon look like one from the future.
-    if (seen != 0 && static_cast<std::int32_t>(context_.tick() - seen) > 1 << 30) {
-      V::exchange_if(stamp, seen, std::uint32_t{0});
+  }
+
+  /// This host's stamps of an extent's slots, whoever owns it: older than half the clock's range, a stamp would soon look
+  /// like one from the future.
+  void scrub_stamps(std::uint32_t e) {
+    ExtentHeader header;
+    if (!extents_.read_header(e, header)) return;
+    try {
+      pool_.reserve_stamps(context_.host, e, header.slots);
+    } catch (const Error&) {
+      return;  // a full file system: what is not there is not old
+    }
+    for (std::uint32_t i = 0; i < header.slots; ++i) {
+      std::uint32_t* stamp = pool_.stamp(context_.host, pool_.first_slot(e) + i);
+      const std::uint32_t seen = V::load(stamp);
+      if (seen == 0 || static_cast<std::int32_t>(context_.tick() - seen) <= 1 << 30) continue;
+      if (V::exchange_if(stamp, seen, std::uint32_t{0})) V::write_back_soon(Point::stamp_lowered, stamp);
     }
   }
 
@@ -211,6 +236,7 @@ class Upkeep {
   Eviction<V>& eviction_;
   std::vector<std::byte> scrub_cold_;
   std::uint64_t lane_cursor_ = 0;
+  std::uint32_t stamp_cursor_ = 0;
 };
 
 }  // namespace beluga

@@ -100,6 +100,7 @@ struct Process : PoolProcess<Policy> {
     write_descriptor(slot, record, size, depth);
     CHECK(index.insert(print(record), slot.number));
     publish_word<Policy>(Point::ready, pool->hot(slot.number), make_word(slot.generation, 0, SlotState::ready));
+    slots.written(slot.number);
     return slot.number;
   }
 

@@ -80,19 +80,41 @@ void a_slot_outside_the_cut_is_never_free(const std::string& directory) {
   }
 }
 
-/// A flipped bit made a slot look free that somebody is writing to.
-void a_slot_that_seems_free_gets_a_new_generation(const std::string& directory) {
-  Process p(format(directory + "/pool"), directory);
-  Slot slot;
-  CHECK(p.eviction.allocate(kExtent, slot) == Refusal::none);
-  publish_word<Policy>(Point::ready, p.pool->hot(slot.number), make_word(slot.generation, 0, SlotState::free));
-  p.upkeep.scrub(p.pool->slot_limit());
-  Slot again;
-  CHECK(p.eviction.allocate(kExtent, again) == Refusal::none);
-  CHECK_EQ(again.number, slot.number);
-  CHECK(again.generation > slot.generation);
-  CHECK(!p.publication.reserved(slot));
-  CHECK(p.publication.reserved(again));
+/// Whatever a flipped bit makes of the descriptor of a slot that somebody is writing to: nobody else gets it, the
+/// writer finds out, and then it comes back.
+void a_slot_in_use_is_nobody_elses_whatever_its_descriptor_says(const std::string& directory) {
+  const auto pool = format(directory + "/pool");
+  Process p(pool, directory, 0, 1, true, 60'000);
+  Process other(pool, directory, 0, 2, false, 60'000);
+  for (int bit = 0; bit < 64; ++bit) {
+    Slot slot;
+    CHECK(p.eviction.allocate(kExtent, slot) == Refusal::none);
+    const std::uint64_t word = p.word(slot.number) ^ std::uint64_t{1} << bit;
+    publish_word<Policy>(Point::ready, pool->hot(slot.number), word);
+    other.upkeep.scrub(pool->slot_limit());
+    other.upkeep.sweep(3, 100);
+    other.evict(slot.number);
+    std::vector<Slot> others;
+    for (Slot one; other.eviction.allocate(kExtent, one) == Refusal::none;) {
+      CHECK(one.number != slot.number);
+      others.push_back(one);
+    }
+    CHECK_EQ(others.size() + 1, pool->sb().extents);
+    for (const Slot& one : others) CHECK(other.slots.abandon(one.number, one.generation));
+    CHECK(!p.publication.reserved(slot));
+    CHECK(!p.slots.abandon(slot.number, slot.generation));
+    other.upkeep.scrub(pool->slot_limit());
+    other.upkeep.scrub(pool->slot_limit());
+    if (state_of(word) != SlotState::writing && state_of(word) != SlotState::closing) {
+      CHECK(p.state(slot.number) == SlotState::free);
+      p.check_clean();
+    } else {
+      // A process number or generation that means something: whoever has it may be alive.
+      p.upkeep.sweep(process_of(word), 100);
+      p.upkeep.sweep(1, 100);
+      CHECK(p.state(slot.number) == SlotState::free);
+    }
+  }
 }
 
 void an_evicted_chunk_is_gone_and_its_slot_free(const std::string& directory) {
@@ -312,7 +334,7 @@ void run(const std::string& directory) {
   slots_do_not_overlap(directory);
   generations_grow_with_each_life(directory);
   a_slot_outside_the_cut_is_never_free(directory);
-  a_slot_that_seems_free_gets_a_new_generation(directory);
+  a_slot_in_use_is_nobody_elses_whatever_its_descriptor_says(directory);
   an_evicted_chunk_is_gone_and_its_slot_free(directory);
   what_a_dead_process_held_comes_back(directory);
   the_living_keep_what_they_hold(directory);
