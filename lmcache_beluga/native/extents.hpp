@@ -42,7 +42,9 @@ class Extents {
     for (std::uint32_t h = 0; h < pool_.sb().max_hosts; ++h) {
       const std::uint8_t* claims = pool_.claims(h);
       for (std::uint32_t e = 0; e < extents; ++e) {
-        if (V::load(claims + e) != static_cast<std::uint8_t>(Claim::none)) taken[e] = true;
+        const auto claim = static_cast<Claim>(V::load(claims + e));
+        // An election that its host did not live to finish stands in nobody's way. A guess: claim() looks afresh.
+        taken[e] = taken[e] || (claim != Claim::none && !(claim == Claim::claiming && !hosts_.judge(h).live));
       }
     }
     std::vector<std::uint32_t> free;

@@ -70,6 +70,16 @@ class PoolProcess {
     }
     return Beat::fine;
   }
+  /// May this process still change anything? One whose host beats in time has looked lately. One that is late may have
+  /// stood still while the pool was formatted, or its host id given to another machine, and looks first.
+  /// SYNC POINT: superblock, identity (with a forced format, and with Joining on another machine)
+  Beat standing() const {
+    if (!context.late()) return Beat::fine;
+    if (!formatted_as_attached()) return Beat::formatted;
+    if (V::on(Point::identity, Step::check) && whose_page<V>(context) == Page::foreign) return Beat::taken_over;
+    return Beat::fine;
+  }
+
   /// Was this beat one of the few that also look after rare things?
   bool slow_beat() const noexcept { return beats_ % kSlowBeats == 1; }
 

@@ -154,6 +154,8 @@ class Walk {
 
   void check_superblock() {
     Superblock sb;
+    V::observe(Point::superblock, pool_.shared_superblock(), sizeof(sb));
+    V::observe_fence(Point::superblock);
     load_words<V>(&sb, pool_.shared_superblock(), sizeof(sb));
     if (sb.magic != kMagic) problem("superblock: the magic is damaged");
     if (sb.crc != superblock_crc(sb)) {

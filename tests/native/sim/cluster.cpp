@@ -67,7 +67,9 @@ std::shared_ptr<ControlBlock> control_block(const std::string& directory, const 
   return block;
 }
 
-AttachOptions options_of(const ClusterShape& shape, std::uint32_t host) {
+}  // namespace
+
+AttachOptions attach_options(const ClusterShape& shape, std::uint32_t host) {
   AttachOptions options;
   options.host_id = host;
   options.heartbeat_ms = shape.heartbeat_ms;
@@ -76,8 +78,6 @@ AttachOptions options_of(const ClusterShape& shape, std::uint32_t host) {
   options.lock_timeout_ms = shape.heartbeat_ms;
   return options;
 }
-
-}  // namespace
 
 void ClusterShape::size(Config& config) const {
   const Superblock sb = plan(*this);
@@ -99,7 +99,6 @@ Cluster::Cluster(World& world, const ClusterShape& shape, const std::string& dir
     : world_(world),
       shape_(shape),
       memory_(std::make_shared<PoolMemory>(world.base(), plan(shape))),
-      starting_(shape.hosts),
       oracle_(world, *memory_, shape.hosts + shape.spares) {
   const Superblock& sb = memory_->sb();
   CHECK(slot_bytes(sb, sb.slots_per_extent) == shape.slot_bytes);
@@ -189,11 +188,12 @@ void Cluster::main_fiber(Node& node, const std::function<void(Node&)>& body, boo
 bool Cluster::attach(Node& node, bool certain) {
   ControlBlock& control = *controls_[node.machine];
   const auto starting = [&](const Node& other) {
-    return other.machine == node.machine && &other != &node && other.alive() && other.pool && !other.usable && !other.closed;
+    return other.machine == node.machine && &other != &node && other.alive() && other.attaching && !other.usable && !other.closed;
   };
   while (std::any_of(nodes_.begin(), nodes_.end(), [&](const auto& other) { return starting(*other); })) {
     Machine::sleep_us(shape_.heartbeat_ms * 200);
   }
+  node.attaching = true;  // alone, as under the lock of the control block
   const bool first = std::none_of(nodes_.begin(), nodes_.end(), [&](const auto& other) {
     return other.get() != &node && other->machine == node.machine && other->alive() && other->usable && !other->closed;
   });
@@ -222,7 +222,7 @@ bool Cluster::attach(Node& node, bool certain) {
     entry = p + 1;
   }
   node.entry = entry;
-  node.pool = new Pool(memory_, controls_[node.machine], options_of(shape_, node.host), entry);
+  node.pool = new Pool(memory_, controls_[node.machine], attach_options(shape_, node.host), entry);
   try {
     if (first) {
       node.pool->start_host(certain, 0);
@@ -286,7 +286,16 @@ bool Cluster::put(Node& node, std::uint32_t k, Write how) {
   return commit(node, k, slot, how);
 }
 
+/// What Store asks before it changes anything.
+bool Cluster::may_write(Node& node) {
+  if (!node.closed && node.pool->standing() == Pool::Beat::fine) return true;
+  node.closed = true;
+  oracle_.forget(node);
+  return false;
+}
+
 bool Cluster::reserve(Node& node, Slot& slot) {
+  if (!may_write(node)) return false;
   node.pool->hosts.keep_active_fresh();
   const bool had = node.pool->eviction.allocate(shape_.slot_bytes, slot) == Refusal::none;
   oracle_.operation_ended();
@@ -311,6 +320,7 @@ void Cluster::fill(std::uint32_t k, const Slot& slot, Write how) {
 }
 
 bool Cluster::commit(Node& node, std::uint32_t k, const Slot& slot, Write how) {
+  if (!may_write(node) || !node.pool->formatted_as_attached()) return false;
   const ChunkDescription chunk{keys_[k].prints[0], keys_[k].record(0), {}, shape_.slot_bytes, k};
   const PutResult result = node.pool->publication.publish(
       slot, chunk, how == Write::streamed ? PayloadWrite::streamed : PayloadWrite::cached, nullptr);
@@ -355,6 +365,7 @@ std::shared_ptr<Lease> Cluster::lease(Node& node, std::uint32_t k) {
   // A host whose heartbeat is late may not lease: that is its fence.
   const bool fenced = pool.context.late();
   const std::uint64_t epoch = pool.context.header().lease_epoch;
+  const std::uint64_t began = Machine::now_ms();
   std::vector<std::shared_ptr<Lease>> leases;
   {
     const NoLocks readers_never_lock;
@@ -364,7 +375,9 @@ std::shared_ptr<Lease> Cluster::lease(Node& node, std::uint32_t k) {
   if (leases[0]) {
     oracle_.leased(node, leases[0]);
   } else {
-    const bool in_time = !fenced && !pool.context.late() && epoch == pool.context.header().lease_epoch;
+    // A lease that takes a good part of its own time may have ended before it was one.
+    const bool in_time = !fenced && !pool.context.late() && epoch == pool.context.header().lease_epoch &&
+                         Machine::now_ms() - began <= shape_.lease_ms / 4;
     if (in_time) oracle_.missed("a lease", k, since, true);
   }
   return leases[0];
@@ -403,15 +416,18 @@ void Cluster::release(Node& node, const std::shared_ptr<Lease>& lease) {
 }
 
 bool Cluster::evict_some(Node& node) {
+  if (!may_write(node)) return false;
   const bool freed = node.pool->eviction.evict_bytes(shape_.slot_bytes) != 0;
   oracle_.operation_ended();
   return freed;
 }
 
 void Cluster::remove(Node& node, std::uint32_t k) {
+  if (!may_write(node)) return;
   node.pool->hosts.keep_active_fresh();
   std::uint32_t patience_ms = shape_.heartbeat_ms;
   node.pool->remove(keys_[k].prints[0], patience_ms);
+  oracle_.removed(k, node.machine);
   oracle_.operation_ended();
 }
 
@@ -438,6 +454,32 @@ void Cluster::power_cycle(std::uint32_t number) {
   controls_[number]->header().ready = 0;
   // /dev/shm is empty after a boot: nobody's entries are left.
   for (std::uint32_t p = 0; p < kMaxProcesses; ++p) controls_[number]->process(p).state = 0;
+}
+
+void Cluster::format(std::uint32_t number) {
+  world_.spawn(world_.add_process(machine(number)), "format", [this] {
+    auto* shared = const_cast<Superblock*>(memory_->shared_superblock());
+    Superblock sb = memory_->sb();
+    V::store(&shared->epoch, sb.epoch + 1);
+    V::store(&shared->magic, kMagicPartial);
+    V::confirm(Point::superblock, shared, kLine);
+    Machine::sleep_us(2 * shape_.dead_after_ms * 1'000);
+    oracle_.formatted();
+    sb.epoch += 2;
+    sb.magic = kMagicPartial;
+    sb.crc = superblock_crc(sb);
+    const std::vector<std::byte> zeros(kLine);
+    for (std::uint64_t at = kSuperblockBytes; at < sb.metadata_bytes; at += kLine) {
+      world_.nt_store(world_.base() + at, zeros.data(), kLine);
+    }
+    store_words<V>(shared, &sb, sizeof(sb));
+    V::confirm(Point::superblock, shared, sb.metadata_bytes);
+    sb.magic = kMagic;
+    V::store(&shared->magic, kMagic);
+    V::confirm(Point::superblock, shared, kLine);
+    former_memory_ = memory_;
+    memory_ = std::make_shared<PoolMemory>(world_.base(), sb);
+  });
 }
 
 void Cluster::rest_and_check() {

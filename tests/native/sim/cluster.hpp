@@ -38,6 +38,8 @@ struct ClusterShape {
   ClusterShape paced(const Config& config) const;
 };
 
+beluga::AttachOptions attach_options(const ClusterShape& shape, std::uint32_t host);
+
 /// One process of a host, as the cluster keeps it. Its PoolProcess lives on the process's own heap.
 struct Node {
   sim::Process* process = nullptr;
@@ -45,6 +47,7 @@ struct Node {
   std::uint32_t host = 0;
   std::uint32_t entry = 0;  // process entry: 1..32
   Pool* pool = nullptr;     // null: not attached yet
+  bool attaching = false;
   bool usable = false;      // attached, and its main fiber has started the workers
   bool closed = false;      // it found that it must stop for ever
   std::string refusal;      // why attaching failed
@@ -67,6 +70,13 @@ class Cluster {
   }
   /// On any machine.
   Node& start_on(std::uint32_t machine, std::uint32_t host, std::function<void(Node&)> body, bool certain);
+  /// Scenes, set outside of any fiber at no cost. Hosts [first, first + count) are members of old, with
+  /// a process each that has attached and beats no more.
+  void members(std::uint32_t first, std::uint32_t count);
+  /// One more process of a host.
+  Node& present(std::uint32_t host);
+  /// Key `k` is in the pool, stored by this process, and on the device.
+  void stored(Node& node, std::uint32_t k);
   /// Another thread of it.
   void thread(Node& node, const char* name, std::function<void(Node&)> body);
 
@@ -108,6 +118,10 @@ class Cluster {
   /// Kills every process of a machine.
   void kill_all(std::uint32_t machine);
   void kill(Node& node);
+  /// A process of this machine formats the pool by force, as `beluga format --force` does. It takes a while; whoever
+  /// attaches from formatted() on attaches to the new pool.
+  void format(std::uint32_t machine);
+  bool formatted() const noexcept { return memory_ != former_memory_ && former_memory_; }
 
   /// After the last step: everybody alive is resumed, what is dead is started again, and a while
   /// passes. Then no space may be lost and every record must be sound.
@@ -122,14 +136,15 @@ class Cluster {
   void heartbeat_fiber(Node& node);
   void bury_dead(Node& node);
   void check_space(Node& node);
+  bool may_write(Node& node);
   static std::string name_of(const beluga::Superblock& sb, std::uint64_t offset);
 
   World& world_;
   const ClusterShape shape_;
   std::shared_ptr<beluga::PoolMemory> memory_;
+  std::shared_ptr<beluga::PoolMemory> former_memory_;  // before a format
   std::vector<std::shared_ptr<beluga::ControlBlock>> controls_;
   std::vector<sim::Host*> machines_;
-  std::vector<bool> starting_;
   std::vector<std::unique_ptr<Node>> nodes_;
   std::vector<beluga::KeyBatch> keys_;
   Oracle oracle_;

@@ -19,7 +19,8 @@ struct Node;
 /// It watches the words of all descriptors where they are written, at the moment at which they
 /// become visible to their own host, and judges what the processes are told: G1 (bytes), G2
 /// (published is visible), G3 (leased is safe). Host clocks that stood still are nobody's fault: a
-/// machine that was paused with its clock is not judged until its next heartbeat.
+/// machine that was paused with its clock is not judged until its next heartbeat. No two hosts may ever believe to own
+/// one extent.
 class Oracle {
  public:
   Oracle(World& world, const beluga::PoolMemory& memory, std::uint32_t machines);
@@ -35,8 +36,10 @@ class Oracle {
 
   /// A lookup that began at step `since` has missed `key`.
   void missed(const char* what, std::uint32_t key, std::uint64_t since, bool leasing);
-  /// A remove of all copies on this host returned; `elsewhere` is not judged.
-  void removed(std::uint32_t key, std::uint32_t host);
+  /// A remove of all copies on this machine returned: they are gone, or nobody finds them any more.
+  void removed(std::uint32_t key, std::uint32_t machine);
+  /// Is there a copy that somebody could find?
+  bool holds(std::uint32_t key) const;
   /// A lookup that began at `since` has found a chunk.
   void found(std::uint32_t key, std::uint32_t slot, std::uint64_t generation, std::uint64_t since);
 
@@ -50,6 +53,8 @@ class Oracle {
   /// This machine's clock stood still; it is judged again from its next heartbeat on.
   void clock_stood(std::uint32_t machine) { excused_[machine] = true; }
   void beat(std::uint32_t machine) { excused_[machine] = false; }
+  /// The pool was formatted anew: nothing is in it, and nobody owns anything.
+  void formatted();
   /// A machine lost what its caches held.
   void lost_power(std::uint32_t host);
 
@@ -62,9 +67,11 @@ class Oracle {
     std::uint32_t key = ~0u;
     std::uint64_t generation = 0;
     std::uint16_t host = 0;
+    std::uint16_t closed_by = 0xffff;  // the fiber that closed it last
     std::uint16_t closer = 0xffff;   // the fiber that closed it, while its operation lasts
     std::uint64_t committed_at = 0;  // step at which the store returned; 0: not yet
     std::uint64_t settled_at = 0;    // step since which it has been READY for all to see
+    std::uint64_t removed_at = 0;    // step at which a remove returned; 0: it has not
   };
   struct Held {
     const Node* node;
@@ -72,12 +79,13 @@ class Oracle {
   };
 
   void word_written(std::uint32_t slot, const Seen& seen);
-  bool trusted(const Held& held) const;
+  void claim_written(std::uint32_t host, std::uint32_t extent, std::uint8_t claim);
+  bool trusted(const Node& node, const beluga::Lease& lease) const;
 
   World& world_;
   const beluga::PoolMemory& memory_;
   std::vector<Copy> copies_;  // by slot
-  std::vector<std::vector<std::uint32_t>> slots_of_key_;
+  std::vector<std::uint64_t> owners_;  // by extent: a bit per host that believes to own it
   std::vector<Held> held_;
   std::vector<bool> excused_;  // by machine
   std::uint64_t judged_ = 0;

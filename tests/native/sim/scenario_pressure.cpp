@@ -1,0 +1,105 @@
+#include "scenario.hpp"
+
+/// Capacity flows to the host that needs it.
+namespace sim {
+namespace {
+
+using namespace beluga;
+
+/// Older than what a host has to be before it gives extents of chunks up: see Eviction::give_up.
+constexpr std::uint64_t kColdMs = 1'500;
+
+void fill_pool(Stage& s, Node& node, std::uint32_t from) {
+  s.act(node, [&] {
+    for (std::uint32_t i = 0; i < s.shape.extents * s.shape.slots_per_extent; ++i) s.store_soon(node, from + i, 3);
+  });
+}
+
+/// Stores new keys, over and over, until `enough`.
+void burst(Stage& s, Node& node, std::uint32_t from, const std::function<bool()>& enough) {
+  std::uint32_t k = from;
+  for (int i = 0; i < 4'000 && !enough() && !node.closed; ++i) {
+    s.store(node, k);
+    k = k + 1 < s.cluster.keys() ? k + 1 : from;
+    if (i % 2) Machine::sleep_us(s.shape.heartbeat_ms * 300);
+  }
+}
+
+/// A pool that one host has filled is later used by another, whose burst gets most of it.
+/// Proven by it: Pressure::relieve, Eviction::note_shortage.
+void filled_by_one(Stage& s) {
+  Node& former = s.join(0);
+  Node& next = s.join(1);
+  fill_pool(s, former, 0);
+  s.expect(s.owned_by(0) == s.shape.extents, "one host fills the pool");
+  s.pass(kColdMs);
+  const auto enough = [&] { return s.owned_by(1) + 1 >= s.shape.extents; };
+  s.act(next, [&] { burst(s, next, 16, enough); });
+  s.expect(enough(), "a burst on one host uses most of a pool that another one had filled");
+  s.act(former, [&] { s.bustle(former, 10); });
+}
+
+/// Of two owners, the one whose chunks are colder gives; what others have read lately on a host of its own counts.
+/// Proven by it: Pressure::relieve's `hottest`, the stamps of all hosts in slot_use.
+void coldest_first(Stage& s) {
+  Node& cold = s.join(0);
+  Node& warm = s.join(1);
+  Node& next = s.join(2);
+  s.act(cold, [&] {
+    for (std::uint32_t k = 0; k < 8; ++k) s.store_soon(cold, k);
+  });
+  s.act(warm, [&] {
+    for (std::uint32_t k = 8; k < 16; ++k) s.store_soon(warm, k);
+  });
+  s.expect(s.owned_by(0) == 2 && s.owned_by(1) == 2, "two hosts share the pool");
+  s.pass(kColdMs);
+  bool stop = false;
+  const auto reads = s.begin(warm, "reads", [&] {
+    while (!stop) {
+      for (std::uint32_t k = 8; k < 16; ++k) s.cluster.read(warm, k, false);
+      Machine::sleep_us(s.shape.heartbeat_ms * 4'000);
+    }
+  });
+  s.act(next, [&] { burst(s, next, 16, [&] { return s.owned_by(2) != 0; }); });
+  s.expect(s.owned_by(2) != 0, "a third host gets an extent");
+  s.expect(s.owned_by(1) == 2, "the coldest chunks of the whole pool go first");
+  stop = true;
+  s.await(warm, reads, "reading");
+}
+
+/// The host that presses dies: nobody gives more than it had asked for, nobody waits, and what it got is its own until
+/// it comes back.
+/// Proven by it: `judge(h).live` in Pressure::relieve.
+void pressing_host_dies(Stage& s) {
+  Node& former = s.join(0);
+  Node& next = s.join(1);
+  fill_pool(s, former, 0);
+  s.pass(kColdMs);
+  const auto presses = s.begin(next, "presses", [&] { burst(s, next, 16, [] { return false; }); });
+  s.beats(s.random.below(12));
+  s.cluster.kill_all(1);
+  s.pass(s.shape.dead_after_ms + 4 * s.shape.heartbeat_ms);
+  const std::uint32_t left = s.owned_by(0);
+  s.pass(2 * s.shape.dead_after_ms);
+  s.expect(s.owned_by(0) == left, "nobody gives way to the dead");
+  s.act(former, [&] { s.bustle(former, 10); });
+  Node& back = s.join(1);
+  s.act(back, [&] { s.bustle(back, 10); });
+}
+
+}  // namespace
+
+std::vector<Scenario> pressure_scenarios() {
+  ClusterShape two;
+  two.buckets = 8;
+  two.keys = 32;
+  ClusterShape three = two;
+  three.hosts = 3;
+  return {
+      {"filled_by_one", "a pool filled by one host is later used by another", two, filled_by_one},
+      {"coldest_first", "the colder of two owners gives way to a third host", three, coldest_first},
+      {"pressing_host_dies", "the host that needs space dies", two, pressing_host_dies},
+  };
+}
+
+}  // namespace sim

@@ -1,0 +1,84 @@
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "scenario.hpp"
+#include "scratch.hpp"
+
+/// Every failure that the design names, as a scene of its own, under many schedules.
+///
+///   test_scenarios [NAME|all [SEEDS [FIRST]]]
+///   test_scenarios --list
+///   test_scenarios --trace NAME SEED
+
+namespace {
+
+#ifdef BELUGA_FEW_SEEDS
+constexpr std::uint64_t kSeeds = 20;
+#else
+constexpr std::uint64_t kSeeds = 100;
+#endif
+
+std::vector<sim::Scenario> all_scenarios() {
+  std::vector<sim::Scenario> all;
+  for (const auto& some :
+       {sim::claim_scenarios(), sim::verdict_scenarios(), sim::handover_scenarios(), sim::host_scenarios(),
+        sim::process_scenarios(), sim::chunk_scenarios(), sim::pressure_scenarios(), sim::request_scenarios(),
+        sim::format_scenarios(), sim::tick_scenarios(), sim::dead_scenarios()}) {
+    all.insert(all.end(), some.begin(), some.end());
+  }
+  return all;
+}
+
+unsigned long long ull(std::uint64_t n) { return n; }
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return scratch::run([&](const std::string& directory) {
+    const std::vector<sim::Scenario> scenarios = all_scenarios();
+    const std::string first = argc > 1 ? argv[1] : "all";
+    if (first == "--list") {
+      for (const sim::Scenario& s : scenarios) std::printf("%-28s %s\n", s.name, s.about);
+      return;
+    }
+    const bool trace = first == "--trace";
+    const std::string wanted = trace ? (argc > 2 ? argv[2] : "") : first;
+    std::uint64_t failures = 0;
+    bool known = wanted == "all";
+    for (const sim::Scenario& s : scenarios) {
+      if (wanted != "all" && wanted != s.name) continue;
+      known = true;
+      if (trace) {
+        const std::uint64_t seed = argc > 3 ? std::strtoull(argv[3], nullptr, 10) : 1;
+        const sim::ScenarioResult result = sim::play(s, seed, directory, stdout);
+        std::printf("%s\n", result.failure.empty() ? "every promise held" : result.failure.c_str());
+        continue;
+      }
+      const std::uint64_t seeds = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : kSeeds;
+      const std::uint64_t from = argc > 3 ? std::strtoull(argv[3], nullptr, 10) : 1;
+      const auto begin = std::chrono::steady_clock::now();
+      std::uint64_t steps = 0;
+      std::uint64_t judged = 0;
+      std::uint64_t failed = 0;
+      for (std::uint64_t seed = from; seed < from + seeds && failed < 3; ++seed) {
+        const sim::ScenarioResult result = sim::play(s, seed, directory);
+        steps += result.steps;
+        judged += result.judged;
+        if (result.failure.empty()) continue;
+        ++failed;
+        std::fprintf(stderr, "%s, seed %llu, step %llu: %s\n", s.name, ull(seed), ull(result.steps), result.failure.c_str());
+      }
+      failures += failed;
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      std::printf("%-28s %4llu seeds %10llu steps %8llu judgements %3llu violations %6.1f s\n", s.name, ull(seeds),
+                  ull(steps), ull(judged), ull(failed), seconds);
+      std::fflush(stdout);
+    }
+    CHECK(known);
+    CHECK(failures == 0);
+  });
+}
