@@ -13,7 +13,7 @@ from .schedule import Schedule
 
 _DEFAULT_KILLS = 1000
 _DEFAULT_STEPS = 80
-_DEFAULT_PAUSES = 8
+_DEFAULT_PAUSES = 16
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
