@@ -145,6 +145,7 @@ class Index {
     for (const Fingerprint& print : prints) {
       const std::uint64_t bucket = pool_.bucket_of(print.lo);
       if (hosts != others) V::prefetch(pool_.lane(bucket, context_.host));
+      if (V::mode == VisibilityMode::coherent) continue;
       for (std::uint64_t rest = others; rest; rest &= rest - 1) {
         V::observe(Point::lane, pool_.lane(bucket, static_cast<std::uint32_t>(__builtin_ctzll(rest))), kLine);
       }
@@ -174,10 +175,10 @@ class Index {
     }
   }
 
-  /// Flushed lines come back from the device many at once, not one after the other; but no more than a CPU can wait
+  /// Lines come from the device many at once, not one after the other; but no more than a CPU can wait
   /// for and its first cache holds: then those of the next keys come while one is looked at.
   static std::size_t keys_ahead(std::uint64_t others) {
-    if (V::mode == VisibilityMode::coherent || others == 0) return 0;
+    if (others == 0) return 0;
     return std::max<std::size_t>(1, kLinesAhead / static_cast<std::size_t>(__builtin_popcountll(others)));
   }
 
