@@ -52,12 +52,14 @@ class Image:
     packages: dict[str, str]
 
 
-def build(cache: Path, *, wheel: Path | None, mirror: str = MIRROR) -> Image:
-    """Kernel and initramfs; ``wheel`` saves building one (it must suit Python 3.13)."""
+def build(cache: Path, directory: Path, *, wheel: Path | None, mirror: str = MIRROR) -> Image:
+    """Kernel and initramfs, this one in ``directory``.
+
+    ``wheel`` saves building one; it must suit Python 3.13."""
     cache.mkdir(parents=True, exist_ok=True)
     base = _base(cache, mirror)
     wheel = wheel or _wheel(cache, mirror)
-    initrd = cache / "initrd.img"
+    initrd = directory / "initrd.img"
     # The compressed one goes last: nothing tells where it ends.
     initrd.write_bytes(_package(wheel).pack() + (base / "base.img").read_bytes())
     lines = (base / "packages").read_text().splitlines()

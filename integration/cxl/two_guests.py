@@ -303,17 +303,19 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit that switches the guests off
-    begin = time.monotonic()
-    image = guest_image.build(options.cache, wheel=options.wheel, mirror=options.mirror)
-    built = time.monotonic() - begin
-    print(f"{built:8.2f} s  build the guest's image", flush=True)
-
     memory = SharedMemory(
         Path(f"/dev/shm/beluga-guests-{os.getpid()}.memory"), options.memory_size << 20
     )
-    with tempfile.TemporaryDirectory(prefix="beluga-guests-") as directory:
+    with tempfile.TemporaryDirectory(prefix="beluga-guests-") as name:
+        directory = Path(name)
+        begin = time.monotonic()
+        image = guest_image.build(
+            options.cache, directory, wheel=options.wheel, mirror=options.mirror
+        )
+        built = time.monotonic() - begin
+        print(f"{built:8.2f} s  build the guest's image", flush=True)
         a, b = (
-            Guest(name, host_id, image, memory, Path(directory), ram=options.ram << 20)
+            Guest(name, host_id, image, memory, directory, ram=options.ram << 20)
             for host_id, name in enumerate("ab")
         )
         story = Story(a, b, options.visibility, options.chunks, options.chunk_size)
