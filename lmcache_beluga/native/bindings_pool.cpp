@@ -49,7 +49,9 @@ nb::typed<nb::list, Facts> host_facts(const std::vector<HostView>& views) {
   for (const HostView& v : views) {
     nb::dict d;
     d["id"] = v.id;
-    d["state"] = v.state == static_cast<std::uint32_t>(HostState::member) ? "member" : "retired";
+    d["state"] = v.state == static_cast<std::uint32_t>(HostState::member)    ? "member"
+               : v.state == static_cast<std::uint32_t>(HostState::joining) ? "joining"
+                                                                           : "retired";
     d["incarnation"] = v.incarnation;
     d["tick"] = v.tick;
     d["processes"] = v.processes;

@@ -25,16 +25,21 @@ class Joining {
     const HostIdentity before = observe_identity<V>(pool_, context_.host);
     if (!certain && before.state == static_cast<std::uint32_t>(HostState::member) && beats()) throw_in_use("beats");
     if (key_scheme == 0 && intact(before)) key_scheme = before.key_scheme;  // of the chunks that are here already
+    // A host whose join was cut short has to wait again: only a member's lanes are read by everybody.
+    const bool known =
+        V::mode == VisibilityMode::coherent || before.state == static_cast<std::uint32_t>(HostState::member);
     context_.header().incarnation = before.incarnation + 1;
-    publish_identity<V>(context_, HostState::member, key_scheme);
+    publish_identity<V>(context_, known ? HostState::member : HostState::joining, key_scheme);
     if (!certain) {
       wait(context_.options.dead_after_ms, [] { return false; });
       if (V::on(Point::identity, Step::check) && !identity_is_ours<V>(context_)) throw_in_use("was taken meanwhile");
     }
     hosts_.refresh_active();
-    const bool known = before.state == static_cast<std::uint32_t>(HostState::member);
-    if (V::mode == VisibilityMode::noncoherent && !known) await_readers();
-    return known;
+    if (!known) {
+      await_readers();
+      publish_identity<V>(context_, HostState::member, key_scheme);
+    }
+    return before.state == static_cast<std::uint32_t>(HostState::member);
   }
 
  private:

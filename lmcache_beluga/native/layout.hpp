@@ -123,7 +123,8 @@ struct alignas(kLine) HostIdentity {
 };
 static_assert(sizeof(HostIdentity) == kLine);
 
-enum class HostState : std::uint32_t { never = 0, member = 1, retired = 2 };
+/// `joining`: its lanes are read already, but maybe not by everybody; nothing is committed yet.
+enum class HostState : std::uint32_t { never = 0, member = 1, retired = 2, joining = 3 };
 
 /// Line 1 of a host page: is it alive?
 struct alignas(kLine) HostHeartbeat {

@@ -125,7 +125,10 @@ class Chaos {
         const bool stops = random.one_in(3);
         if (stops) cluster_.oracle().clock_stood(host);
         world_.pause_host(machine, stops ? Clock::stops : Clock::runs);
-        world_.after_us(away_us, [this, &machine] { world_.resume_host(machine); });
+        world_.after_us(away_us, [this, &machine, host, stops] {
+          if (stops) cluster_.oracle().clock_stood(host);
+          world_.resume_host(machine);
+        });
         return;
       }
       default: {  // a process stands still

@@ -245,13 +245,14 @@ void Cluster::heartbeat_fiber(Node& node) {
   for (;;) {
     Machine::sleep_us(shape_.heartbeat_ms * 1000);
     if (node.closed) return;
+    const std::uint64_t began = world_.steps();
     if (node.pool->beat() != Pool::Beat::fine) {
       node.closed = true;
       oracle_.forget(node);
       return;
     }
     oracle_.operation_ended();
-    oracle_.beat(node.machine);
+    oracle_.beat(node.machine, began);
     bury_dead(node);
     oracle_.operation_ended();
   }
@@ -484,7 +485,10 @@ void Cluster::format(std::uint32_t number) {
 
 void Cluster::rest_and_check() {
   stop();
-  for (const auto& machine : machines_) world_.resume_host(*machine);
+  for (const auto& machine : machines_) {
+    if (machine->paused && machine->clock_stops) oracle_.clock_stood(machine->id);
+    world_.resume_host(*machine);
+  }
   for (const auto& node : nodes_) {
     if (node->alive() && node->process->paused) world_.resume_process(*node->process);
   }

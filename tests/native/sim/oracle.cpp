@@ -20,7 +20,8 @@ Oracle::Oracle(World& world, const beluga::PoolMemory& memory, std::uint32_t mac
       memory_(memory),
       copies_(memory.slot_limit()),
       owners_(memory.sb().extents),
-      excused_(machines) {
+      excused_(machines),
+      excused_at_(machines) {
   for (std::uint32_t slot = 0; slot < memory.slot_limit(); ++slot) {
     world.watch(world.offset(memory.hot(slot)), 8, [this, slot](const Seen& seen) {
       if (seen.stage == Seen::Stage::visible && seen.bytes == 8) word_written(slot, seen);

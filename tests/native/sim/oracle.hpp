@@ -51,8 +51,14 @@ class Oracle {
   void using_lease(const Node& node, const beluga::Lease& lease);
 
   /// This machine's clock stood still; it is judged again from its next heartbeat on.
-  void clock_stood(std::uint32_t machine) { excused_[machine] = true; }
-  void beat(std::uint32_t machine) { excused_[machine] = false; }
+  void clock_stood(std::uint32_t machine) {
+    excused_[machine] = true;
+    excused_at_[machine] = world_.steps();
+  }
+  /// A heartbeat that began at step `began`, after the clock went on, has ended.
+  void beat(std::uint32_t machine, std::uint64_t began = ~std::uint64_t{0}) {
+    if (began > excused_at_[machine]) excused_[machine] = false;
+  }
   /// The pool was formatted anew: nothing is in it, and nobody owns anything.
   void formatted();
   /// A machine lost what its caches held.
@@ -88,6 +94,7 @@ class Oracle {
   std::vector<std::uint64_t> owners_;  // by extent: a bit per host that believes to own it
   std::vector<Held> held_;
   std::vector<bool> excused_;  // by machine
+  std::vector<std::uint64_t> excused_at_;
   std::uint64_t judged_ = 0;
 };
 
