@@ -178,6 +178,7 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "huge_pages_shm": _first_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
         "load_average": round(os.getloadavg()[0], 2),
+        "real_time_priority": os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR),
     }
 
 
