@@ -156,6 +156,13 @@ class Settings:
         "Touch every page of the pool when it is attached: slow start, no page faults later. On "
         "tmpfs this takes the whole size of the pool in memory at once.",
     )
+    verify: bool = _setting(
+        kinds.BOOLEAN,
+        False,
+        "Store a checksum of every chunk's bytes with it, and compare whenever one is read: a chunk "
+        "that has changed in the pool is a miss. Costs a pass over the bytes on each side. Chunks "
+        "of processes that have it off are read unverified.",
+    )
 
     control_dir: str | None = _setting(
         kinds.PATH,

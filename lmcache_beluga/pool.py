@@ -109,6 +109,7 @@ class Pool:
         ``heartbeat_ms``, ``dead_after_ms``: a host without a heartbeat for that long holds no
         leases. ``lock_timeout_ms``: after which a put is refused because a lock holder is stopped.
         ``copy_threads``: of large copies (0: up to 4). ``prefault``: allocate all payload now.
+        ``verify``: store payload checksums, and compare them when reading.
         ``control_dir``: where processes of this host meet (/dev/shm). ``mode``: permission bits of
         the control block.
 

@@ -54,6 +54,7 @@ class AttachArguments:
     open_timeout_ms: int = 30_000
     copy_threads: int = 0
     prefault: bool = False
+    verify: bool = False
     control_dir: str = ""
     mode: int = 0o600
 

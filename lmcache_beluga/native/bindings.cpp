@@ -108,6 +108,7 @@ AttachOptions attach_options(const Options& d) {
   take(d, "mode", o.control_mode);
   take(d, "copy_threads", o.copy_threads);
   take(d, "prefault", o.prefault);
+  take(d, "verify", o.verify);
   return o;
 }
 

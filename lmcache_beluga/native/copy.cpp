@@ -15,6 +15,7 @@
 
 #include "copy_kernels.hpp"
 #include "errors.hpp"
+#include "fingerprint.hpp"
 #include "fork_guard.hpp"
 
 namespace beluga {
@@ -48,11 +49,16 @@ CopyKernel kernel_for(CopyDirection direction) noexcept {
   return direction == CopyDirection::to_pool ? to_pool_kernel() : from_pool_kernel();
 }
 
-void copy_part(CopyKernel kernel, const CopyPart& part, std::size_t offset,
+void copy_part(CopyKernel kernel, CopyDirection direction, const CopyPart& part, std::size_t offset,
                std::size_t n) noexcept {
-  if (n == 0) return;
-  kernel(static_cast<std::byte*>(part.dst) + offset,
-         static_cast<const std::byte*>(part.src) + offset, n);
+  if (n != 0 && part.dst != nullptr) {
+    kernel(static_cast<std::byte*>(part.dst) + offset,
+           static_cast<const std::byte*>(part.src) + offset, n);
+  }
+  if (part.sum != nullptr) {
+    const bool arrived = part.dst != nullptr && direction == CopyDirection::from_pool;
+    *part.sum = checksum64({static_cast<const std::byte*>(arrived ? part.dst : part.src), part.n});
+  }
 }
 
 /// A stretch of a batch: `n` bytes from `offset` of part `part` on, running into the parts after
@@ -68,6 +74,7 @@ struct Piece {
 struct Job {
   std::span<const CopyPart> parts;
   CopyKernel kernel;
+  CopyDirection direction;
   std::size_t part = 0;  // the next byte that nobody has taken
   std::size_t offset = 0;
   int helpers = 0;  // native threads that work on it
@@ -86,7 +93,10 @@ struct Job {
     while (part < parts.size()) {
       const std::size_t left = parts[part].n - offset;
       const std::size_t room = kPiece - piece.n;
-      if (left > room) {
+      if (left > room && parts[part].sum != nullptr) {
+        if (piece.n > 0) break;
+        // Whole, however large it is.
+      } else if (left > room) {
         const auto end = reinterpret_cast<std::uintptr_t>(parts[part].dst) + offset + room;
         // Always more than 0 bytes: a piece starts with room for far more than a line.
         const std::size_t past_line = std::min<std::size_t>(end % kLine, room);
@@ -97,7 +107,7 @@ struct Job {
       piece.n += left;
       ++part;
       offset = 0;
-      if (piece.n == kPiece) break;
+      if (piece.n >= kPiece) break;
     }
     return true;
   }
@@ -105,7 +115,7 @@ struct Job {
   void copy(Piece piece) const noexcept {
     for (std::size_t i = piece.part; piece.n > 0 && i < parts.size(); ++i) {
       const std::size_t n = std::min(piece.n, parts[i].n - piece.offset);
-      copy_part(kernel, parts[i], piece.offset, n);
+      copy_part(kernel, direction, parts[i], piece.offset, n);
       piece.n -= n;
       piece.offset = 0;
     }
@@ -138,8 +148,8 @@ class CopyEngine::Crew {
   /// True in the child of a fork: the threads do not exist here, and the lock may be held for ever.
   [[nodiscard]] bool forked() const noexcept { return fork_generation() != fork_generation_; }
 
-  void share(std::span<const CopyPart> parts, CopyKernel kernel, std::size_t total) {
-    Job job{.parts = parts, .kernel = kernel};
+  void share(std::span<const CopyPart> parts, CopyKernel kernel, CopyDirection direction, std::size_t total) {
+    Job job{.parts = parts, .kernel = kernel, .direction = direction};
     std::unique_lock guard(lock_);
     if (!started_) start();
     if (!crew_.empty()) {
@@ -242,10 +252,10 @@ void CopyEngine::copy_batch(std::span<const CopyPart> parts, CopyDirection direc
   std::size_t total = 0;
   for (const CopyPart& part : parts) total += part.n;
   if (total <= kPiece || crew_->threads() == 1 || crew_->forked()) {
-    for (const CopyPart& part : parts) copy_part(kernel, part, 0, part.n);
+    for (const CopyPart& part : parts) copy_part(kernel, direction, part, 0, part.n);
     return;
   }
-  crew_->share(parts, kernel, total);
+  crew_->share(parts, kernel, direction, total);
 }
 
 int CopyEngine::threads() const noexcept { return crew_->threads(); }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 
@@ -8,9 +9,12 @@ namespace beluga {
 
 /// One contiguous copy of `n` bytes. `dst` and `src` do not overlap; any alignment.
 struct CopyPart {
-  void* dst;
+  void* dst;  // null: nothing is copied, only the checksum taken
   const void* src;
   std::size_t n;
+  /// Where to put checksum64() of the bytes, taken while they are in the cache anyway. Such a part is not divided
+  /// among threads: see PayloadTransfer. Copies out of the pool are judged by what has arrived.
+  std::uint64_t* sum = nullptr;
 };
 
 /// Which end of a copy lies in the pool.

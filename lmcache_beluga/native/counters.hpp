@@ -26,6 +26,8 @@ enum class Count : std::uint32_t {
   repaired,
   lane_evictions,
   swept_processes,
+  checksum_failures,
+  unverified,
   kCount
 };
 
@@ -36,6 +38,7 @@ inline constexpr const char* kCountNames[kCounts] = {
     "duplicates",   "refused_leased", "refused_no_space", "refused_busy", "gets",
     "get_bytes",    "evictions",      "evicted_bytes",    "removes",      "garbage",
     "lost_leases",  "repaired",       "lane_evictions",   "swept_processes",
+    "checksum_failures", "unverified",
 };
 
 /// One process's counters, in its own lines of the control block: adding contends with nobody.

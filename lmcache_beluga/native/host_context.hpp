@@ -27,6 +27,7 @@ struct AttachOptions {
   std::uint32_t control_mode = 0600;
   int copy_threads = 0;
   bool prefault = false;
+  bool verify = false;  // payload checksums: stored with what is written, compared with what is read
   std::string control_dir;  // empty: default_control_dir()
 };
 

@@ -236,7 +236,7 @@ struct alignas(kLine) HotDescriptor {
   std::uint64_t print_hi;
   std::uint64_t size;      // bytes of payload
   std::uint64_t offset;    // of the payload, from the extent's start
-  std::uint64_t checksum;  // XXH3 of the payload, 0: none
+  std::uint64_t checksum;  // payload_checksum() of the payload, 0: none
   std::uint32_t crc;       // crc32c of bytes 8..48, 52..64 and the cold bytes, seeded with slot and generation
   std::uint16_t record_bytes;
   std::uint16_t meta_bytes;

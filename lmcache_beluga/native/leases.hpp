@@ -26,6 +26,7 @@ struct Lease {
 
   std::uint64_t size = 0;    // bytes of payload; 0: nothing is known of the chunk yet
   std::uint64_t offset = 0;  // from the extent's start
+  std::uint64_t checksum = 0;  // payload_checksum(); 0: stored without
   std::uint32_t record_bytes = 0;
   std::uint32_t meta_bytes = 0;
 
@@ -346,6 +347,7 @@ class Leases {
     }
     lease.size = hot.size;
     lease.offset = hot.offset;
+    lease.checksum = hot.checksum;
     lease.record_bytes = hot.record_bytes;
     lease.meta_bytes = hot.meta_bytes;
     return true;

@@ -18,6 +18,7 @@ struct ChunkDescription {
   std::span<const std::byte> meta;
   std::uint64_t size = 0;
   std::uint32_t depth = 0;
+  std::uint64_t checksum = 0;  // payload_checksum(); 0: none
 };
 
 /// Turns a written slot into a chunk that every host finds.
@@ -97,6 +98,7 @@ class Publication {
     hot.print_hi = chunk.print.hi;
     hot.size = chunk.size;
     hot.offset = slot.offset;
+    hot.checksum = chunk.checksum;
     hot.record_bytes = static_cast<std::uint16_t>(chunk.record.size());
     hot.meta_bytes = static_cast<std::uint16_t>(chunk.meta.size());
     hot.born = context_.tick();

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "membership.hpp"
+#include "payload_transfer.hpp"
 #include "pool_core.hpp"
 #include "pool_process.hpp"
 #include "walk.hpp"
@@ -80,16 +81,8 @@ class Store final : public PoolCore {
     check_open();
     hosts_.keep_active_fresh();
     leases_.acquire(keys.prints, [&](std::size_t i) { return keys.record(i); }, stop_at_miss, out);
-    std::uint64_t hits = 0;
-    std::uint64_t bytes = 0;
-    for (const auto& lease : out) {
-      if (!lease) continue;
-      ++hits;
-      bytes += lease->size;
-    }
-    count_lookup(out.size(), hits);
-    context_.count(Count::gets, hits);
-    context_.count(Count::get_bytes, bytes);
+    if (context_.options.verify) verify(stop_at_miss, out);
+    count_gets(out);
   }
 
   std::byte* address_of(const Lease& lease) const noexcept override {
@@ -216,7 +209,7 @@ class Store final : public PoolCore {
       Slot slots[kGroup];
       bool taken[kGroup] = {};
       try {
-        std::vector<CopyPart> parts;
+        PayloadTransfer transfer(context_.options.verify);
         for (std::size_t i = 0; i < n; ++i) {
           const std::size_t k = at + i;
           if (found[k]) {
@@ -227,16 +220,17 @@ class Store final : public PoolCore {
           results[k] = PutResult::refused;
           if (reserve(sources[k].size(), slots[i]) != Refusal::none) continue;
           taken[i] = true;
-          parts.push_back({slots[i].address, sources[k].data(), sources[k].size()});
+          transfer.add(slots[i].address, sources[k]);
         }
-        copier_.copy_batch(parts, CopyDirection::to_pool);
+        transfer.run(copier_, CopyDirection::to_pool);
+        std::size_t copied = 0;
         for (std::size_t i = 0; i < n; ++i) {
           if (!std::exchange(taken[i], false)) continue;
           const Outstanding done(*this);
           const std::size_t k = at + i;
           const ChunkDescription chunk{keys.prints[k], keys.record(k),
                                        metas.empty() ? std::span<const std::byte>{} : metas[k], sources[k].size(),
-                                       first_depth + static_cast<std::uint32_t>(k)};
+                                       first_depth + static_cast<std::uint32_t>(k), transfer.checksum(copied++)};
           results[k] = publish(slots[i], chunk, PayloadWrite::streamed, nullptr);
         }
       } catch (...) {
@@ -250,23 +244,29 @@ class Store final : public PoolCore {
 
   void read_into(const KeyBatch& keys, std::span<const std::span<std::byte>> buffers,
                  std::span<std::int64_t> copied) override {
+    check_open();
+    hosts_.keep_active_fresh();
     std::vector<std::shared_ptr<Lease>> leases;
-    lease(keys, false, leases);
-    std::vector<CopyPart> parts;
+    leases_.acquire(keys.prints, [&](std::size_t i) { return keys.record(i); }, false, leases);
+    PayloadTransfer transfer(context_.options.verify);
     bool too_small = false;
     for (std::size_t i = 0; i < leases.size(); ++i) {
       copied[i] = -1;
       if (!leases[i]) continue;
       too_small |= leases[i]->size > buffers[i].size();
-      if (!too_small) parts.push_back({buffers[i].data(), address_of(*leases[i]), leases[i]->size});
+      if (!too_small) transfer.add(buffers[i].data(), payload_of(*leases[i]));
     }
-    if (!too_small) copier_.copy_batch(parts, CopyDirection::from_pool);
+    if (!too_small) transfer.run(copier_, CopyDirection::from_pool);
+    std::size_t n = 0;
     for (std::size_t i = 0; i < leases.size(); ++i) {
       if (!leases[i]) continue;
+      const bool good = too_small || intact(*leases[i], transfer.checksum(n++));
       // The chunk must not have been touched while it was copied.
-      if (leases_.valid(*leases[i])) copied[i] = static_cast<std::int64_t>(leases[i]->size);
+      if (!too_small && good && leases_.valid(*leases[i])) copied[i] = static_cast<std::int64_t>(leases[i]->size);
       leases_.release(leases[i]);
+      if (!good) leases[i] = nullptr;
     }
+    count_gets(leases);
     if (too_small) throw Error(ErrorKind::invalid_argument, "a buffer is smaller than the chunk it is to hold");
   }
 
@@ -424,6 +424,62 @@ class Store final : public PoolCore {
     std::uint64_t deadline = 0;
   };
 
+  std::span<const std::byte> payload_of(const Lease& lease) const noexcept {
+    return {address_of(lease), lease.size};
+  }
+
+  /// Reads what was leased, before it is handed out: a chunk whose bytes are not those that were stored is a miss.
+  void verify(bool stop_at_miss, std::span<std::shared_ptr<Lease>> leases) {
+    PayloadTransfer transfer(true);
+    for (const auto& lease : leases) {
+      if (lease && lease->checksum) transfer.add(nullptr, payload_of(*lease));
+    }
+    transfer.run(copier_, CopyDirection::from_pool);
+    std::size_t n = 0;
+    bool missed = false;
+    for (auto& lease : leases) {
+      if (!lease) continue;
+      const bool good = intact(*lease, lease->checksum ? transfer.checksum(n++) : 0);
+      if (good && !missed) continue;
+      leases_.release(lease);
+      lease = nullptr;
+      missed = stop_at_miss;
+    }
+  }
+
+  /// Compares what was read of a chunk with what was stored, `found` being its checksum. One that differs goes, so
+  /// that it can be stored anew.
+  bool intact(Lease& lease, std::uint64_t found) {
+    if (!context_.options.verify) return true;
+    if (lease.checksum == 0) {
+      context_.count(Count::unverified);
+      return true;
+    }
+    if (found == lease.checksum) return true;
+    if (!leases_.valid(lease)) return false;  // overwritten meanwhile, in order
+    context_.count(Count::checksum_failures);
+    const std::uint64_t word = make_word(lease.generation, 0, SlotState::ready);
+    if (context_.owns(lease.slot)) {
+      self_.removal.remove_slot(lease.slot, word, lease.print);
+    } else {
+      self_.requests.ask(Requests<V>::Operation::remove, lease.slot, lease.generation, 0);
+    }
+    return false;
+  }
+
+  void count_gets(std::span<const std::shared_ptr<Lease>> leases) const {
+    std::uint64_t hits = 0;
+    std::uint64_t bytes = 0;
+    for (const auto& lease : leases) {
+      if (!lease) continue;
+      ++hits;
+      bytes += lease->size;
+    }
+    count_lookup(leases.size(), hits);
+    context_.count(Count::gets, hits);
+    context_.count(Count::get_bytes, bytes);
+  }
+
   void count_lookup(std::size_t keys, std::size_t hits) const {
     context_.count(Count::lookups);
     context_.count(Count::hits, hits);
@@ -459,7 +515,14 @@ class Store final : public PoolCore {
       slots_.abandon(slot.number, slot.generation);
       throw;
     }
-    const PutResult result = self_.publication.publish(slot, chunk, how, lease);
+    ChunkDescription whole = chunk;
+    if (context_.options.verify && chunk.checksum == 0) {
+      PayloadTransfer written(true);
+      written.add(nullptr, {slot.address, chunk.size});
+      written.run(copier_, CopyDirection::from_pool);
+      whole.checksum = written.checksum(0);
+    }
+    const PutResult result = self_.publication.publish(slot, whole, how, lease);
     if (context_.pool->faulted()) {
       shut(kTruncated);
       return PutResult::refused;
