@@ -15,7 +15,7 @@ namespace beluga {
 namespace {
 
 constexpr std::uint64_t kControlMagic = 0x31304c54434c4542;  // "BELCTL01"
-constexpr std::uint32_t kControlVersion = 2;
+constexpr std::uint32_t kControlVersion = 3;
 constexpr std::uint64_t kProcessesAt = 4096;
 
 constexpr std::uint64_t round_up(std::uint64_t n, std::uint64_t to) {
@@ -107,6 +107,7 @@ void ControlBlock::reset(const PoolMemory& pool, std::uint32_t host) const {
   std::memcpy(h.uuid, pool.sb().uuid, sizeof(h.uuid));
   h.epoch = pool.sb().epoch;
   read_boot_id(h.boot_id);
+  read_machine_id(h.machine);
   h.host = host;
   h.bytes = bytes_;
   h.slots.initialise();

@@ -44,6 +44,7 @@ struct ControlHeader {
   std::uint8_t uuid[16];
   std::uint64_t epoch;
   std::uint8_t boot_id[16];
+  std::uint8_t machine[16];
   std::uint64_t nonce;
   std::uint32_t incarnation;
   std::uint32_t host;

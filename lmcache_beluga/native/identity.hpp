@@ -33,7 +33,7 @@ void publish_identity(const HostContext& context, HostState state, std::uint64_t
   identity.state = static_cast<std::uint32_t>(state);
   identity.incarnation = context.header().incarnation;
   identity.nonce = context.header().nonce;
-  read_machine_id(identity.machine);
+  std::memcpy(identity.machine, context.header().machine, sizeof(identity.machine));
   identity.key_scheme = key_scheme;
   identity.epoch = context.sb().epoch;
   identity.joined_unix_ms = unix_ms();

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 
 #include "errors.hpp"
@@ -19,11 +20,15 @@ class Joining {
   /// host id, because a lock says so, or because the page still has the nonce that this host's control block had.
   ///
   /// Otherwise two machines, or two containers that do not share /dev/shm, may want it at once. Whoever beats is
-  /// left alone: watched for dead_after. Then each writes its nonce, confirms it, and goes on only if it is still
-  /// there dead_after later. Throws host_in_use. Returns whether this host was a member already.
+  /// left alone: watched for dead_after, unless he has left in order. A page that was another machine's before, or
+  /// nobody's, is then elected for: each writes its nonce, confirms it, and goes on only if it is still there
+  /// dead_after later. Throws host_in_use. Returns whether this host was a member already.
   bool take(bool certain, std::uint64_t key_scheme) {
     const HostIdentity before = observe_identity<V>(pool_, context_.host);
-    if (!certain && before.state == static_cast<std::uint32_t>(HostState::member) && beats()) throw_in_use("beats");
+    if (!certain && before.state == static_cast<std::uint32_t>(HostState::member)) {
+      if (beats()) throw_in_use("beats");
+      certain = intact(before) && std::memcmp(before.machine, context_.header().machine, sizeof(before.machine)) == 0;
+    }
     if (key_scheme == 0 && intact(before)) key_scheme = before.key_scheme;  // of the chunks that are here already
     // A host whose join was cut short has to wait again: only a member's lanes are read by everybody.
     const bool known =

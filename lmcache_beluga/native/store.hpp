@@ -590,7 +590,9 @@ class Store final : public PoolCore {
   /// Can nobody but this machine's processes that share this /dev/shm have the host id?
   bool host_id_is_certain() const {
     if (!context_.pool->shared_between_machines()) return true;
-    if (V::mode == VisibilityMode::coherent && !context_.options.takeover) return true;  // see check_machine
+    // A coherent pool in a plain file is one machine's.
+    const bool device = context_.pool->devices()[0]->file().kind() == DeviceKind::devdax;
+    if (V::mode == VisibilityMode::coherent && !device && !context_.options.takeover) return true;
     return member_.former_nonce != 0 &&
            observe_identity<V>(*context_.pool, context_.host).nonce == member_.former_nonce;
   }

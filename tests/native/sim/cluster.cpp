@@ -207,6 +207,7 @@ bool Cluster::attach(Node& node, bool certain) {
       }
     }
     control.reset(*memory_, node.host);
+    control.header().machine[0] = static_cast<std::uint8_t>(1 + node.machine);
     control.header().nonce = 1'000'000 + nodes_.size() * 64 + node.machine;  // not random: the same seed, the same run
     world_.forget_locks(&control.header(), sizeof(ControlHeader));
   }
@@ -367,6 +368,7 @@ std::shared_ptr<Lease> Cluster::lease(Node& node, std::uint32_t k) {
   const bool fenced = pool.context.late();
   const std::uint64_t epoch = pool.context.header().lease_epoch;
   const std::uint64_t began = Machine::now_ms();
+  const std::uint64_t last_beat = pool.context.header().last_beat;
   std::vector<std::shared_ptr<Lease>> leases;
   {
     const NoLocks readers_never_lock;
@@ -377,7 +379,7 @@ std::shared_ptr<Lease> Cluster::lease(Node& node, std::uint32_t k) {
     oracle_.leased(node, leases[0]);
   } else {
     // A lease that takes a good part of its own time may have ended before it was one.
-    const bool in_time = !fenced && !pool.context.late() && epoch == pool.context.header().lease_epoch &&
+    const bool in_time = !fenced && Machine::now_ms() <= last_beat + shape_.dead_after_ms / 2 && epoch == pool.context.header().lease_epoch &&
                          Machine::now_ms() - began <= shape_.lease_ms / 4;
     if (in_time) oracle_.missed("a lease", k, since, true);
   }
