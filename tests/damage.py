@@ -6,7 +6,7 @@ import random
 import struct
 from pathlib import Path
 
-from pool_layout import LINE, Layout, ready_slots
+from pool_layout import LINE, Layout, descriptor_of, layout_of, ready_slots
 
 
 def targets(path: Path, layout: Layout) -> dict[str, list[range]]:
@@ -56,3 +56,22 @@ def flip_one(path: Path, places: list[range], rng: random.Random) -> str:
         file.seek(at)
         file.write(bytes([new]))
     return f"byte {at} (of {place.start}..{place.stop}): {old:#04x} -> {new:#04x}"
+
+
+def payload_of(path: Path, record: bytes) -> range:
+    """Where the bytes of a chunk lie in the file of a pool of one device."""
+    image = path.read_bytes()
+    layout = layout_of(image)
+    found = (descriptor_of(layout, image, slot) for slot in ready_slots(layout, image))
+    (chunk,) = (descriptor for descriptor in found if descriptor.record == record)
+    extent = layout.metadata_bytes + chunk.slot // layout.slots_per_extent * layout.extent_size
+    return range(extent + chunk.offset, extent + chunk.offset + chunk.size)
+
+
+def flip_bit(path: Path, at: int, bit: int) -> None:
+    """Flips bit ``bit`` of the byte at ``at``."""
+    with path.open("r+b", buffering=0) as file:
+        file.seek(at)
+        (old,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([old ^ 1 << bit]))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import flip_bit, payload_of
 from pool_layout import descriptor_of, layout_of, ready_slots
 
 from lmcache_beluga import Pool, PutResult
@@ -33,17 +34,7 @@ def payload(size: int, seed: int = 1) -> np.ndarray[tuple[int], np.dtype[np.uint
 def flip(pool: Pool, key: bytes, rng: random.Random) -> None:
     """Flips a bit of a chunk's bytes, in the file."""
     path = Path(pool.info.devices[0].path)
-    image = path.read_bytes()
-    layout = layout_of(image)
-    found = (descriptor_of(layout, image, slot) for slot in ready_slots(layout, image))
-    (chunk,) = (descriptor for descriptor in found if descriptor.record == key)
-    extent = layout.metadata_bytes + chunk.slot // layout.slots_per_extent * layout.extent_size
-    at = extent + chunk.offset + rng.randrange(chunk.size)
-    with path.open("r+b", buffering=0) as file:
-        file.seek(at)
-        (old,) = file.read(1)
-        file.seek(at)
-        file.write(bytes([old ^ 1 << rng.randrange(8)]))
+    flip_bit(path, rng.choice(payload_of(path, key)), rng.randrange(8))
 
 
 def _without_verifying(pool: Pool) -> Pool:
