@@ -101,6 +101,11 @@ void World::store(void* p, std::uint32_t bytes, std::uint64_t value) {
     const Place place = place_of(p);
     std::memcpy(place.space == Space::device ? setting_.device.write(place.offset) : p, &value,
                 bytes);
+    if (place.space == Space::device && acting_ &&
+        setting_.watches.any(HostMemory::line_of(place.offset))) {
+      setting_.watches.tell(
+          {Seen::Stage::visible, acting_->id, 0xffff, bytes, place.offset, value, 0});
+    }
     return;
   }
   instruction();

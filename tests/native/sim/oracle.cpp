@@ -64,6 +64,9 @@ std::uint64_t Oracle::word(std::uint32_t key, std::uint32_t slot, std::uint64_t 
 void Oracle::word_written(std::uint32_t slot, const Seen& seen) {
   Copy& copy = copies_[slot];
   const std::uint64_t generation = beluga::generation_of(seen.value);
+  if (generation < copy.generation && !copy.forgotten) {
+    world_.fail(text("G1: slot %u goes back from generation %llu to %llu", slot, ull(copy.generation), ull(generation)));
+  }
   if (generation != copy.generation) {
     // SYNC POINT: freed. From here on the slot can be written again.
     for (const Held& held : held_) {
@@ -209,6 +212,7 @@ void Oracle::lost_power(std::uint32_t host) {
   }
   for (Copy& copy : copies_) {
     if (copy.host != host) continue;
+    copy.forgotten = true;
     copy.closer = 0xffff;
     // What was not committed may be gone; what was closing may be ready again.
     if (copy.committed_at == 0 || copy.state == State::closing) copy.settled_at = 0;

@@ -125,6 +125,11 @@ class World {
   void at_step(std::uint64_t step, std::function<void()> action);
   void after_us(std::uint64_t us, std::function<void()> action);
 
+  /// What is set up before is as of an earlier step.
+  void begin_at(std::uint64_t step) noexcept {
+    if (steps() < step) setting_.moment.step = step;
+  }
+
   /// All that is buffered or in flight takes effect; caches stay. With `evict`, dirty lines are
   /// then written back too, in random order. For checks at rest.
   void settle(bool evict);
