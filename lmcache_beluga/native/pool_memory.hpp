@@ -19,6 +19,8 @@ namespace beluga {
 class PoolMemory {
  public:
   PoolMemory(std::vector<std::shared_ptr<Mapping>> devices, const Superblock& checked);
+  /// Memory of one device that somebody else has mapped, with all its storage behind it.
+  PoolMemory(std::byte* base, const Superblock& checked) : sb_(checked), base_(base) {}
 
   const Superblock& sb() const noexcept { return sb_; }
   const std::vector<std::shared_ptr<Mapping>>& devices() const noexcept { return devices_; }
