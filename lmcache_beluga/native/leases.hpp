@@ -167,7 +167,7 @@ class Leases {
       }
       if (lease->epoch != epoch) {
         lose(*lease);
-      } else if (raise(slot, now, now + context_.options.lease_ms)) {
+      } else if (raise(slot, now + context_.options.lease_ms)) {
         renewed.push_back(lease.get());
         stamps.push_back({Point::renewal, pool_.stamp(context_.host, slot)});
       }
@@ -209,7 +209,7 @@ class Leases {
       if (old != 0 && static_cast<std::int32_t>(old - now) >= 0) return;  // leased, or as recent
       if (V::exchange_if(stamp, old, now)) break;
     }
-    V::publish(Point::stamp_lowered, stamp, 4);
+    V::write_back_soon(Point::stamp_lowered, stamp);
   }
 
  private:
@@ -273,7 +273,7 @@ class Leases {
       lease->holders = 1;
       V::fetch_or(context_.control->lease_mask(found[i].slot), bit(context_.process));
       const std::uint64_t expiry = now + context_.options.lease_ms;
-      if (!raise(found[i].slot, now, expiry)) {
+      if (!raise(found[i].slot, expiry)) {
         give_back(found[i].slot, context_.process);
         held_.erase(found[i].slot);
         continue;
@@ -374,9 +374,10 @@ class Leases {
   }
 
   /// Raises this host's stamp of a slot to the tick of `expiry`, or one more than it was: always to a new value.
-  bool raise(std::uint32_t slot, std::uint64_t now, std::uint64_t expiry) {
+  bool raise(std::uint32_t slot, std::uint64_t expiry) {
     std::uint32_t* stamp = pool_.stamp(context_.host, slot);
-    const std::uint32_t tick = context_.tick_at(now);
+    // As the others see it: the tick they know of lags by as much as half of dead_after.
+    const std::uint32_t tick = context_.published_tick();
     const std::uint32_t wanted = context_.tick_at(expiry);
     for (int i = 0; i < kStampRetries; ++i) {
       const std::uint32_t old = V::load(stamp);
@@ -435,7 +436,7 @@ class Leases {
     } while (!__atomic_compare_exchange_n(mask, &before, after, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
     if (after != lowering_bit(process)) return;
     // SYNC POINT: stamp_lowered (with slot_use)
-    if (V::exchange_if(stamp, seen, context_.published_tick())) V::publish(Point::stamp_lowered, stamp, 4);
+    if (V::exchange_if(stamp, seen, context_.published_tick())) V::write_back_soon(Point::stamp_lowered, stamp);
     V::fetch_and(mask, ~lowering_bit(process));
   }
 

@@ -193,7 +193,7 @@ class Recovery {
       const std::uint32_t seen = V::load(stamp);
       if (seen != 0 && static_cast<std::int32_t>(seen - now) > 0) {
         V::store(stamp, now);
-        V::publish(Point::stamp_lowered, stamp, 4);
+        V::write_back_soon(Point::stamp_lowered, stamp);
       }
     }
   }
