@@ -46,7 +46,9 @@ class Requests {
     for (std::uint32_t h = 0; h < context_.sb().max_hosts; ++h) {
       V::store(&page.acknowledged[h], h == context_.host ? 0 : V::load(&pool_.host(h)->ring_head));
     }
-    V::publish(Point::acknowledge, page.acknowledged, sizeof(page.acknowledged));
+    for (std::uint32_t h = 0; h < kMaxHosts; h += kLine / sizeof(std::uint64_t)) {
+      V::write_back_soon(Point::acknowledge, &page.acknowledged[h]);
+    }
   }
 
   /// Acts on what other hosts ask. Called at each heartbeat. Returns the chunks that went.
@@ -81,7 +83,7 @@ class Requests {
     // SYNC POINT: request, request_head (with serve on the owner): no owner may count an entry that it cannot see.
     V::confirm(Point::request, &entry, sizeof(entry));
     V::store(&page.ring_head, head + 1);
-    V::publish(Point::request_head, &page.ring_head, sizeof(page.ring_head));
+    V::write_back_soon(Point::request_head, &page.ring_head);
     return Answer::asked;
   }
 
@@ -121,7 +123,7 @@ class Requests {
       gone += act(entry);
     }
     V::exchange_if(acknowledged, read, head);
-    V::publish(Point::acknowledge, acknowledged, sizeof(*acknowledged));
+    V::write_back_soon(Point::acknowledge, acknowledged);
     return gone;
   }
 

@@ -409,7 +409,6 @@ class Slots {
     V::store(control_.writer(number), own_number());
     // For this host alone: to the others it is as good as free.
     V::store(&line->word, make_word(generation, context_.process, SlotState::writing));
-    V::write_back_soon(Point::writing, line);
     set_free(e, i, false);
     V::store(&header.intent, std::uint32_t{0});
     slot.number = number;
