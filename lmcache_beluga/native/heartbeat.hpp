@@ -18,11 +18,12 @@ class Heartbeat {
  public:
   Heartbeat(HostContext& context, Hosts<V>& hosts) : context_(context), hosts_(hosts) {}
 
-  /// One beat. Of several processes of a host that beat at once, one publishes. Returns whether it was this one.
-  bool beat(std::uint32_t pressure, std::uint32_t coldest_age_ms) {
+  /// One beat, as of `now`: no later than the caller's last look at whether the pool and the host page are still its
+  /// own, so that whoever is not late has looked. Of several processes of a host that beat at once, one publishes.
+  /// Returns whether it was this one.
+  bool beat(std::uint64_t now, std::uint32_t pressure, std::uint32_t coldest_age_ms) {
     ControlHeader& header = context_.header();
     const std::uint64_t last = V::load(&header.last_beat);
-    const std::uint64_t now = context_.now_ms();
     std::uint32_t ticks[kMaxHosts];
     const std::uint64_t peers = read_peers(ticks);
     if ((now > last + limit() || peers_moved(peers, ticks)) && V::on(Point::lease_epoch, Step::check)) {
@@ -37,6 +38,10 @@ class Heartbeat {
     // Only now: whoever finds the beat in time has leases that every other host respects.
     if (last < now) V::exchange_if(&header.last_beat, last, now);
     return true;
+  }
+
+  bool beat(std::uint32_t pressure, std::uint32_t coldest_age_ms) {
+    return beat(context_.now_ms(), pressure, coldest_age_ms);
   }
 
   /// Tells the others, at an orderly end of the host's last process, that nobody beats here any more.

@@ -53,13 +53,14 @@ class PoolProcess {
   /// One heartbeat, but for the burial of dead processes, which the caller finds. Anything but `fine` means that
   /// this process has to stop using the pool, for ever.
   Beat beat() {
+    const std::uint64_t now = context.now_ms();
     if (!formatted_as_attached()) return Beat::formatted;
     if (V::on(Point::identity, Step::check) && !own_page()) return Beat::taken_over;
     const bool slow = beats_++ % kSlowBeats == 0;
     if (context.sb().max_hosts > 1 || slow) hosts.refresh_active();
     const bool shared = context.sb().max_hosts > 1;
     if (slow && shared) coldest_age_ms_ = eviction.coldest_age_ms();
-    const bool spoke = heartbeat.beat(shared ? pressure.own_demand() : 0, coldest_age_ms_);
+    const bool spoke = heartbeat.beat(now, shared ? pressure.own_demand() : 0, coldest_age_ms_);
     leases.renew();
     upkeep.retry_doomed();
     if (shared) requests.serve();

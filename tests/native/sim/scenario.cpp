@@ -86,7 +86,7 @@ void Stage::soon(std::uint32_t steps, std::function<void()> then) {
 bool Stage::store(Node& node, std::uint32_t k) { return cluster.put(node, k, any_write()); }
 
 bool Stage::store_soon(Node& node, std::uint32_t k, int tries) {
-  for (int i = 0; i < tries && !node.closed; ++i) {
+  for (int i = 0; i < tries && !node.closed && !cluster.stopping(); ++i) {
     if (store(node, k)) return true;
     Machine::sleep_us(shape.heartbeat_ms * 500);
   }
@@ -94,7 +94,7 @@ bool Stage::store_soon(Node& node, std::uint32_t k, int tries) {
 }
 
 void Stage::bustle(Node& node, std::uint32_t n) {
-  for (std::uint32_t i = 0; i < n && !node.closed; ++i) {
+  for (std::uint32_t i = 0; i < n && !node.closed && !cluster.stopping(); ++i) {
     const std::uint32_t k = random.below(cluster.keys());
     switch (random.below(8)) {
       case 0: case 1: case 2: store(node, k); break;
@@ -138,11 +138,22 @@ void Stage::hold_back(const Node& node, const std::string& name, std::uint64_t s
   }
 }
 
+void Stage::until_idle(const Node& node) {
+  until(
+      [&] {
+        return std::all_of(world.fibers().begin(), world.fibers().end(), [&](const auto& fiber) {
+          return &fiber->process != node.process || fiber->over() || fiber->state == Fiber::State::sleeping;
+        });
+      },
+      4 * shape.dead_after_ms);
+}
+
 ScenarioResult play(const Scenario& scenario, std::uint64_t seed, const std::string& directory, std::FILE* trace) {
   Config config = Config{}.varied(seed);
   config.ddio = seed % 3 != 0;
   config.trace = trace;
-  const ClusterShape shape = scenario.shape.paced(config);
+  ClusterShape shape = scenario.shape.paced(config);
+  shape.lease_ms = shape.heartbeat_ms * scenario.lease_beats;
   shape.size(config);
   World world(config, seed);
   Cluster cluster(world, shape, directory);

@@ -74,6 +74,8 @@ class Stage {
   std::uint32_t owned_by(std::uint32_t host, std::uint32_t machine) const;
   /// The fiber of this name of the process is not chosen, as long as there are others, for so many steps.
   void hold_back(const Node& node, const std::string& name, std::uint64_t steps);
+  /// Runs until no fiber of the process is in the middle of anything.
+  void until_idle(const Node& node);
   static bool up(const Node& node) { return node.alive() && node.usable && !node.closed; }
 
  private:
@@ -91,6 +93,7 @@ struct Scenario {
   const char* about;
   ClusterShape shape;
   void (*play)(Stage& stage);
+  std::uint32_t lease_beats = 8;  // dead_after is 15
 };
 
 struct ScenarioResult {

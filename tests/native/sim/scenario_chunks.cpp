@@ -8,7 +8,7 @@ using namespace beluga;
 
 /// DESIGN 6, "lease": the evictor closes a chunk, finds it leased, and opens it again, over and over. Whoever looks
 /// finds it; whoever wants to lease it does, now or in a moment; and what is leased stays.
-/// Proven by it: `reopen / confirm`, `closing / check`, the retries in Leases::acquire.
+/// Proven by it: `reopen / confirm: flush`, `closing / check`.
 void aborted_closing(Stage& s) {
   Node& owner = s.join(0);
   Node& holder = s.join(1);

@@ -21,7 +21,7 @@ void dead_block_nobody(Stage& s) {
   } else {
     s.begin(victim, "works", [&] { s.bustle(victim, 500); });
     s.begin(victim, "clears", [&] {
-      for (int i = 0; i < 50; ++i) {
+      for (int i = 0; i < 50 && !s.cluster.stopping(); ++i) {
         victim.pool->removal.remove_all_own();
         victim.pool->slots.release_empty();
         s.cluster.oracle().operation_ended();

@@ -20,6 +20,7 @@ void forced_format(Stage& s) {
   std::shared_ptr<Lease> lease;
   s.act(stopped, [&] { lease = s.cluster.lease(stopped, 0); });
   const bool stops = s.random.one_in(2);
+  if (stops) s.until_idle(stopped);
   if (stops) s.world.pause_host(s.cluster.machine(1), Clock::runs);
   const auto works = s.begin(user, "works", [&] { s.bustle(user, 200); });
   s.beats(s.random.below(4));

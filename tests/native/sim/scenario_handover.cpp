@@ -9,7 +9,7 @@ using namespace beluga;
 /// DESIGN 6, "release": the former owner has written payload with ordinary stores and by DMA into its cache, has given
 /// writes up, and lost a process in the middle of one. When the extent is given up, nothing of that may stay dirty:
 /// at the end every dirty line everywhere is written back, late, and the next owner's chunks must be whole.
-/// Proven by it: `release / confirm: flush`, `payload / publish: write back` (Extents::flush), `void_slot / confirm`.
+/// Proven by it: `payload / publish: write back` (Extents::flush, as well as Publication).
 void dirty_after_handover(Stage& s) {
   Node& former = s.join(0);
   Node& next = s.join(1);

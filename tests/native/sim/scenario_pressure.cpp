@@ -7,7 +7,7 @@ namespace {
 using namespace beluga;
 
 /// Older than what a host has to be before it gives extents of chunks up: see Eviction::give_up.
-constexpr std::uint64_t kColdMs = 1'500;
+constexpr std::uint64_t kColdMs = 1'200;
 
 void fill_pool(Stage& s, Node& node, std::uint32_t from) {
   s.act(node, [&] {
@@ -18,7 +18,7 @@ void fill_pool(Stage& s, Node& node, std::uint32_t from) {
 /// Stores new keys, over and over, until `enough`.
 void burst(Stage& s, Node& node, std::uint32_t from, const std::function<bool()>& enough) {
   std::uint32_t k = from;
-  for (int i = 0; i < 4'000 && !enough() && !node.closed; ++i) {
+  for (int i = 0; i < 4'000 && !enough() && !node.closed && !s.cluster.stopping(); ++i) {
     s.store(node, k);
     k = k + 1 < s.cluster.keys() ? k + 1 : from;
     if (i % 2) Machine::sleep_us(s.shape.heartbeat_ms * 300);

@@ -8,7 +8,7 @@ using namespace beluga;
 
 /// An owner acts on what it is asked at its heartbeats: the right chunk goes, and no later one in its slot. It may die
 /// before it has, and act when it is back.
-/// Proven by it: `request / confirm`, `request_head / observe: flush`, the generation in Requests::act.
+/// Proven by it: `request / confirm: flush`, `request_head / observe: flush`; the generation in Requests::act.
 void removed_by_another(Stage& s) {
   Node& owner = s.join(0);
   Node& other = s.join(1);
@@ -16,7 +16,7 @@ void removed_by_another(Stage& s) {
     for (std::uint32_t k = 0; k < 6; ++k) s.store_soon(owner, k);
   });
   const bool dies = s.random.one_in(2);
-  if (dies && s.random.one_in(2)) s.soon(600, [&] { s.cluster.kill_all(0); });
+  if (dies && s.random.one_in(2)) s.soon(600, [&] { s.cluster.kill(owner); });
   s.act(other, [&] {
     for (std::uint32_t k = 0; k < 3; ++k) s.cluster.remove(other, k);
   });
@@ -77,7 +77,8 @@ void cleared_by_another(Stage& s) {
 /// More requests than the ring holds, to an owner that stands still: until it is judged dead, whoever asks is refused
 /// after a bounded wait; then nobody waits for it. When it wakes, or is started again, it acts on what is left of the
 /// ring, and everything goes on.
-/// Proven by it: `judge().live` in Requests::has_room, the skip of overwritten entries in serve_host, `acknowledge`.
+/// Proven by it: `judge().live` in Requests::has_room, the skip of overwritten entries in serve_host,
+/// `acknowledge / observe: flush`.
 void full_ring(Stage& s) {
   Node& owner = s.join(0);
   Node& other = s.join(1);

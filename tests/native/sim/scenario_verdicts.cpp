@@ -21,7 +21,7 @@ void evict_and_reuse(Stage& s, Node& owner, const bool& stop) {
 
 /// DESIGN 6, "death": the owner has judged the reader's host dead, and keeps that verdict; the host comes back and
 /// leases; the owner evicts. Only the clock that is read after CLOSING counts.
-/// Proven by it: `heartbeat / observe: flush` (in slot_use after CLOSING), `closing / confirm`, `stamp / confirm`.
+/// Proven by it: `heartbeat / observe: flush` (in slot_use after CLOSING), `stamp / confirm: flush`.
 void stale_verdict(Stage& s) {
   Node& owner = s.join(0);
   Node& reader = s.join(1);
@@ -79,7 +79,7 @@ void paused_reader(Stage& s) {
 
 /// The same with a virtual machine whose clock stood still: it cannot know, until it sees the others' clocks. What its
 /// reader copies before the next heartbeat is protected by the look after the transfer alone.
-/// Proven by it: `freed / observe: flush` and `freed / confirm` (the look after a transfer), `lease_epoch / check`.
+/// Proven by it: `freed / observe: flush` (the look after a transfer), `lease_epoch / check`.
 void paused_machine(Stage& s) {
   Node& owner = s.join(0);
   Node& reader = s.join(1);
@@ -109,7 +109,7 @@ void paused_machine(Stage& s) {
 
 /// One process of a host is stopped while it holds a lease; another keeps the host alive. The lease runs out, the chunk
 /// goes, and the stopped process wakes in its heartbeat: too late to prolong, it has to look at the descriptor again.
-/// Proven by it: `renewal / check`, `renewal / observe: flush`.
+/// Proven by it: `renewal / check`.
 void renewal_after_expiry(Stage& s) {
   Node& owner = s.join(0);
   Node& reader = s.join(1);
@@ -154,8 +154,8 @@ std::vector<Scenario> verdict_scenarios() {
   tight.slots_per_extent = 4;
   return {
       {"stale_verdict", "a host that was judged dead comes back and leases", tight, stale_verdict},
-      {"paused_reader", "a stopped reader wakes after its host was judged dead; its heartbeat first, or not", tight, paused_reader},
-      {"paused_machine", "a virtual machine was paused with its clock", tight, paused_machine},
+      {"paused_reader", "a stopped reader wakes after its host was judged dead; its heartbeat first, or not", tight, paused_reader, 60},
+      {"paused_machine", "a virtual machine was paused with its clock", tight, paused_machine, 60},
       {"renewal_after_expiry", "a stopped process renews what ran out meanwhile", tight, renewal_after_expiry},
   };
 }
