@@ -65,7 +65,7 @@ class HostInfo:
 
     id: int
     name: str
-    #: ``member`` or ``retired``
+    #: ``member``, ``retired``, or ``joining``: until the others know it
     state: str
     #: It beats. False for one that has left in order, too.
     live: bool

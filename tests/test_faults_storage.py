@@ -125,11 +125,10 @@ def chunk(i):
     return np.random.default_rng(i).bytes(300_000)
 
 def fill():
-    with open("/dev/shm/ballast", "wb") as ballast:
+    with open("/dev/shm/ballast", "wb", buffering=0) as ballast:
         try:
             while True:
                 ballast.write(bytes(65536))
-                ballast.flush()
         except OSError:
             pass
 """

@@ -23,7 +23,7 @@ std::uint64_t beat_of(const PoolMemory& pool, std::uint32_t h) {
 }
 
 bool may_beat(const HostView& view) {
-  return view.state == static_cast<std::uint32_t>(HostState::member) && !view.left;
+  return view.state != static_cast<std::uint32_t>(HostState::retired) && !view.left;
 }
 
 }  // namespace

@@ -24,10 +24,14 @@ VARIABLES = {
 
 
 @pytest.fixture(params=["coherent", "noncoherent"])
-def hosts_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+def hosts_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "hosts"
-    Pool.format(path, size=64 << 20, extent_size=4 << 20, max_hosts=4, visibility=request.param)
-    return path
+    size = {"size": 64 << 20, "extent_size": 4 << 20}
+    info = Pool.format(path, max_hosts=4, visibility=request.param, **size)
+    yield path
+    # A host that was killed leaves its control block behind.
+    for control in Path("/dev/shm").glob(f"beluga.{info.uuid.replace('-', '')}.*.ctl"):
+        control.unlink()
 
 
 @pytest.fixture
