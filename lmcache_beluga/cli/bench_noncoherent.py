@@ -30,6 +30,9 @@ _CHUNK = 64
 _MOST_HOSTS = 16
 _ACTIVE = (2, 4, 16)
 _IN_A_ROW = 4
+_TIMES = {"heartbeat_ms": 20, "dead_after_ms": 1000}
+"""A host that joins waits for those that have left, as long as it takes to call them dead."""
+
 _PAYLOAD = 16 * _MIB
 _COPIES = 8
 
@@ -92,14 +95,14 @@ def _filled(folder: Path, visibility: str, active: int) -> Iterator[_Filled]:
     )
     names = [b"bench-%d" % number for number in range(_ENTRIES)]
     keys, foreign = [], []
-    with Pool.attach(path, host_id=0) as pool:
+    with Pool.attach(path, host_id=0, **_TIMES) as pool:
         for host in range(active):
             mine = names[host::active]
             # A host that has left is active as long as its chunks are there.
             with (
                 contextlib.nullcontext(pool)
                 if host == 0
-                else Pool.attach(path, host_id=host) as own
+                else Pool.attach(path, host_id=host, **_TIMES) as own
             ):
                 own.put_batch(mine, [bytes(_CHUNK)] * len(mine))
                 # A full row of the hash table makes room by an eviction.
