@@ -159,9 +159,9 @@ class Settings:
     verify: bool = _setting(
         kinds.BOOLEAN,
         False,
-        "Store a checksum of every chunk's bytes with it, and compare whenever one is read: a chunk "
-        "that has changed in the pool is a miss. Costs a pass over the bytes on each side. Chunks "
-        "of processes that have it off are read unverified.",
+        "Store a checksum of every chunk's bytes with it, and compare when one is read, for views "
+        "before and after: a chunk that has changed in the pool is a miss. Costs a pass over the "
+        "bytes each time. Chunks of processes that have it off are read unverified.",
     )
 
     control_dir: str | None = _setting(

@@ -68,7 +68,8 @@ class View:
         """Is the chunk untouched since it was leased? Ask after the last byte was transferred.
 
         False after a release, when this process was stopped for longer than its lease, or when the
-        pool is gone: whatever was read must then be treated as a miss."""
+        pool is gone: whatever was read must then be treated as a miss. With ``verify`` the bytes
+        are compared with their checksum once more."""
         return self._native.valid()
 
     def release(self) -> None:

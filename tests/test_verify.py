@@ -107,14 +107,16 @@ def test_a_flipped_bit_is_a_miss(pool: Pool, size: int, way: str, read: str) -> 
     assert pool.check().ok and pool.stats()["chunks"] == 0
 
 
-def test_a_view_that_is_held_stays_what_it_is(pool: Pool) -> None:
-    """A bit that flips later is met by the next reader; the space waits for the first."""
+def test_a_bit_flips_under_a_view(pool: Pool) -> None:
+    """Whoever asks after the last byte is told; the space waits until the view is released."""
     data = payload(5000)
     pool.put(b"key", data)
     held = pool.get(b"key")
     flip(pool, b"key", random.Random(3))
+    assert not held.valid()
+    assert not held.valid()
+    assert pool.stats()["checksum_failures"] == 1
     assert pool.get(b"key") is None
-    assert held.valid()
     assert pool.put(b"key", data) is PutResult.STORED
     with pool.get(b"key") as view:
         assert np.array_equal(view.array, data)

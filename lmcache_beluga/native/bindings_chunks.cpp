@@ -97,7 +97,13 @@ void bind_chunks(nb::module_& m) {
                    [](const View& v) {
                      return to_bytes(v.lease->meta());
                    })
-      .def("valid", [](View& v) { return !v.released && v.pool->valid(*v.lease); })
+      .def("valid",
+           [](View& v) {
+             if (v.released) return false;
+             if (!v.pool->context().options.verify) return v.pool->valid(*v.lease);
+             nb::gil_scoped_release unlocked;  // reads the whole chunk
+             return v.pool->valid(*v.lease);
+           })
       .def("release", &View::release)
       .def("array", [](nb::handle_t<View> self) {
         const View& v = nb::cast<const View&>(self);

@@ -86,6 +86,7 @@ class PoolCore {
   /// Leases; with `stop_at_miss` only the longest present prefix. Null for a miss.
   virtual void lease(const KeyBatch& keys, bool stop_at_miss, std::vector<std::shared_ptr<Lease>>& out) = 0;
   virtual std::byte* address_of(const Lease& lease) const noexcept = 0;
+  /// Is the chunk untouched since it was leased? With options.verify, are its bytes still those that were stored?
   virtual bool valid(Lease& lease) noexcept = 0;
   virtual void release(const std::shared_ptr<Lease>& lease) noexcept = 0;
 

@@ -91,7 +91,8 @@ class Store final : public PoolCore {
 
   bool valid(Lease& lease) noexcept override {
     if (context_.forks != fork_generation()) return false;
-    return !closed_.load(std::memory_order_acquire) && leases_.valid(lease);
+    if (closed_.load(std::memory_order_acquire) || !leases_.valid(lease)) return false;
+    return !context_.options.verify || lease.checksum == 0 || still_whole(lease);
   }
 
   void release(const std::shared_ptr<Lease>& lease) noexcept override {
@@ -464,6 +465,20 @@ class Store final : public PoolCore {
     } else {
       self_.requests.ask(Requests<V>::Operation::remove, lease.slot, lease.generation, 0);
     }
+    return false;
+  }
+
+  /// Reads a chunk again whose bytes were used where they lie: what is right now was right before.
+  bool still_whole(Lease& lease) noexcept {
+    try {
+      PayloadTransfer transfer(true);
+      transfer.add(nullptr, payload_of(lease));
+      transfer.run(copier_, CopyDirection::from_pool);
+      if (intact(lease, transfer.checksum(0))) return true;
+    } catch (const std::exception&) {
+      // No memory to find out.
+    }
+    lease.lost.store(true, std::memory_order_release);
     return false;
   }
 

@@ -5,8 +5,8 @@ their loads; ``fuzz_attach`` the superblock and the host pages that an attach be
 built with libFuzzer where clang has it, else with a driver of their own, always under ASan and
 UBSan.
 
-``pytest tests/fuzz --fuzz-seconds 1800`` (or FUZZ_SECONDS) fuzzes for long. A crash leaves its input
-in the build folder; ``FUZZ_TRACE=1 fuzz_metadata INPUT`` replays it and says each step.
+``pytest tests/fuzz --fuzz-seconds 1800`` (or FUZZ_SECONDS) fuzzes for long. A crash leaves its
+input in the build folder; ``FUZZ_TRACE=1 fuzz_metadata INPUT`` replays it and says each step.
 """
 
 from __future__ import annotations
