@@ -75,13 +75,34 @@ class Extents {
     return true;
   }
 
-  /// Looks at what says whose an own extent is and how it is cut, and repairs it.
+  /// Looks at what this host says of an extent, whether it is its own and how it is cut, and repairs it.
   void scrub(std::uint32_t extent) {
     const ExtentControl& control = context_.control->extent(extent);
-    if (!keep(extent) || control.slots == 0) return;
+    if (!control.owned) {
+      if (claim_of(context_.host, extent) == Claim::none) return;
+      publish_claim(extent, Claim::none);
+      context_.count(Count::repaired);
+      return;
+    }
+    if (!keep(extent)) return;
     ExtentHeader header;
-    if (load_header(extent, header) && header.slots == control.slots && header.owner == context_.host) return;
+    const bool readable = load_header(extent, header);
+    if (control.slots == 0) {
+      if (!readable) void_header(extent);
+      return;
+    }
+    if (readable && header.slots == control.slots && header.owner == context_.host) return;
     write_own_header(extent, control.slots);
+    context_.count(Count::repaired);
+  }
+
+  /// Says of an own extent that is not cut that nothing is known of it.
+  void void_header(std::uint32_t extent) {
+    constexpr ExtentHeader nothing{};
+    ExtentHeader header;
+    load_words<V>(&header, pool_.header(extent), sizeof(header));
+    if (std::memcmp(&header, &nothing, sizeof(header)) == 0) return;
+    write_header(extent, nothing);
     context_.count(Count::repaired);
   }
 

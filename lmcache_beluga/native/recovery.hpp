@@ -115,6 +115,7 @@ class Recovery {
       // Claimed but never cut, or its header is damaged: its chunks cannot be trusted. Every descriptor that
       // could carry one is voided, and the extent is cut anew when it is needed.
       for (std::uint32_t i = 0; i < pool_.sb().slots_per_extent; ++i) void_slot(pool_.first_slot(e) + i);
+      extents_.void_header(e);
       return;
     }
     pool_.reserve_descriptors(e, header.slots);

@@ -127,12 +127,12 @@ class Upkeep {
       const std::uint32_t e = pool_.extent_of(static_cast<std::uint32_t>(at));
       const ExtentControl& control = control_.extent(e);
       const auto i = static_cast<std::uint32_t>(at - pool_.first_slot(e));
+      if (i == 0) extents_.scrub(e);
       if (!control.owned || i >= control.slots) {
         at = (std::uint64_t{pool_.first_slot(e)} + pool_.sb().slots_per_extent) % limit;
         continue;
       }
-      if (i == 0) extents_.scrub(e);
-      if (control.owned) scrub_slot(static_cast<std::uint32_t>(at), orphans);
+      scrub_slot(static_cast<std::uint32_t>(at), orphans);
       --budget;
       at = (at + 1) % limit;
     }

@@ -205,6 +205,38 @@ void a_damaged_header_is_written_again(const std::string& directory) {
 }
 
 /// A claim that a flipped bit made, beside the header of the host that has the extent.
+/// Claims come and go under the slot lock: one on an extent that this host does not have is a flipped bit.
+void a_claim_that_nobody_won_is_withdrawn(const std::string& directory) {
+  const auto pool = format(directory + "/pool", 2);
+  Process a(pool, directory, 0);
+  Process b(pool, directory, 1);
+  a.put("key");
+  set(*pool, 0, 5, Claim::owned);
+  set(*pool, 0, 6, static_cast<Claim>(9));
+  CHECK(!unclaimed(b, 5));
+  a.upkeep.scrub(pool->slot_limit());
+  CHECK(unclaimed(b, 5) && unclaimed(b, 6));
+  a.check_clean();
+}
+
+/// Of an extent that is claimed and not cut, its header says nothing, and certainly no garbage.
+void the_header_of_an_extent_without_slots_is_void(const std::string& directory) {
+  const auto pool = format(directory + "/pool", 2);
+  Process b(pool, directory, 1);
+  for (const bool again : {false, true}) {
+    auto a = std::make_unique<Process>(pool, directory, 0);
+    const std::uint32_t e = pool->extent_of(a->put("key"));
+    pool->header(e)->slots ^= 1;
+    a = std::make_unique<Process>(pool, directory, 0);
+    if (again) {
+      pool->header(e)->slot_size ^= 64;
+      CHECK(b.walk.check().problems != 0);
+      a->upkeep.scrub(pool->slot_limit());
+    }
+    CHECK_EQ(b.walk.check().problems, 0u);
+  }
+}
+
 void a_claim_that_nobody_won_is_withdrawn_at_recovery(const std::string& directory) {
   const auto pool = format(directory + "/pool", 2);
   Process a(pool, directory, 0);
@@ -224,6 +256,8 @@ void run(const std::string& directory) {
   an_owner_that_has_lost_its_extent_lets_go(directory);
   a_damaged_header_is_written_again(directory);
   a_claim_that_nobody_won_is_withdrawn_at_recovery(directory);
+  a_claim_that_nobody_won_is_withdrawn(directory);
+  the_header_of_an_extent_without_slots_is_void(directory);
   a_free_extent_is_claimed_once(directory);
   rivals(directory);
   a_higher_rival_that_withdraws_is_waited_for(directory);
