@@ -76,17 +76,24 @@ class Round:
 class Conductor:
     """Keeps a crew at work and kills it, one seed's worth.
 
-    ``kinds``: how often each kind of death is drawn. ``rest``: see :class:`.worker.Orders`.
+    ``kinds``: how often each kind of death is drawn. ``rest``, ``damage``: see
+    :class:`.worker.Orders`.
     """
 
     def __init__(
-        self, crew: Crew, seed: int, kinds: Mapping[str, int] = KINDS, rest: float = 0.0
+        self,
+        crew: Crew,
+        seed: int,
+        kinds: Mapping[str, int] = KINDS,
+        rest: float = 0.0,
+        damage: str = "",
     ) -> None:
         self.crew = crew
         self.kills = 0
         self.kills_by_kind: Counter[str] = Counter()
         self._kinds = kinds
         self._rest = rest
+        self._damage = damage
         self._seed = seed
         self._dice = random.Random(f"conductor {seed}")
         self._starts = 0
@@ -225,7 +232,8 @@ class Conductor:
         for seat in seats:
             self._starts += 1
             seed = f"{self._seed}/{self._starts}"
-            self.crew.start(Orders(seat, seed, now.flavour, now.clears, self._rest))
+            orders = Orders(seat, seed, now.flavour, now.clears, self._rest, self._damage)
+            self.crew.start(orders)
 
     def _await(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _PATIENCE_S

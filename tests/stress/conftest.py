@@ -14,6 +14,7 @@ from .schedule import Schedule
 _DEFAULT_KILLS = 1000
 _DEFAULT_STEPS = 80
 _DEFAULT_PAUSES = 16
+_DEFAULT_FLIPS = 6
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--kills", type=int, help="processes to kill (STRESS_KILLS)")
     group.addoption("--steps", type=int, help="trials of a kill at one instruction (STRESS_STEPS)")
     group.addoption("--pauses", type=int, help="hosts to stop past dead_after (STRESS_PAUSES)")
+    group.addoption("--flips", type=int, help="seconds to flip bits in each case (STRESS_FLIPS)")
     group.addoption("--report", type=Path, help="where test_hosts.py writes its figures, as JSON")
     group.addoption("--seed", type=int, help="seed of the schedule (STRESS_SEED)")
 
@@ -29,7 +31,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """The time limit grows with the number of kills."""
     for item in items:
         if "schedule" in getattr(item, "fixturenames", ()):
-            seconds = 600 + _kills(config) + 5 * _steps(config) + 20 * _pauses(config)
+            seconds = (
+                600 + _kills(config) + 5 * _steps(config) + 20 * _pauses(config) + _flips(config)
+            )
             item.add_marker(pytest.mark.timeout(seconds))
 
 
@@ -51,6 +55,16 @@ def schedule(request: pytest.FixtureRequest) -> Iterator[Schedule]:
         print(f"\n{request.node.name}: seed {seed}")
     report = config.getoption("--report", default=None)
     yield Schedule(seed, _kills(config), _steps(config), _pauses(config), say, report)
+
+
+@pytest.fixture
+def flip_seconds(request: pytest.FixtureRequest) -> int:
+    """How long to flip bits."""
+    return _flips(request.config)
+
+
+def _flips(config: pytest.Config) -> int:
+    return _chosen(config, "--flips", "STRESS_FLIPS") or _DEFAULT_FLIPS
 
 
 def _kills(config: pytest.Config) -> int:

@@ -73,6 +73,8 @@ class Orders:
     clears: bool
     #: How much longer than it works a worker sleeps.
     rest: float = 0.0
+    #: What somebody damages meanwhile: "metadata", "payload" too, or nothing. Chunks get lost then.
+    damage: str = ""
 
     def encode(self) -> str:
         return json.dumps(vars(self))
@@ -159,6 +161,9 @@ class Worker:
     def run(self) -> None:
         names = list(_WEIGHTS)
         weights = list(_WEIGHTS.values())
+        if self.orders.damage == "payload":
+            # What flips in a slot before it is committed is committed as it is.
+            weights[names.index("reserve")] = 0
         if self.orders.clears:
             names.append("clear")
             weights.append(1)
@@ -296,7 +301,7 @@ class Worker:
             held = self.dice.choice(self.views)
             present = self.pool.contains([held.view.record])[0]
             self._judge_view(held.number, held.view)
-            if held.private and not present and held.view.valid():
+            if held.private and not present and held.view.valid() and not self.orders.damage:
                 raise WrongError(f"key {held.number} is leased, and a lookup does not find it")
 
     def _release(self) -> None:
@@ -368,6 +373,8 @@ class Worker:
         leased = [held.view.record for held in mine]
         others = [self.keyspace.record(self._any_number()) for _ in range(24)]
         found = self.pool.contains_prefix(leased + others)
+        if self.orders.damage:
+            return
         if found < len(leased) and all(held.view.valid() for held in mine):
             raise WrongError(f"of {len(leased)} leased chunks a lookup finds {found}")
 
@@ -377,7 +384,7 @@ class Worker:
     def _walk(self) -> None:
         if self.dice.random() < 0.5:
             report = self.pool.check()
-            if not report.ok:
+            if not report.ok and not self.orders.damage:
                 raise WrongError(f"check: {report.errors}")
             return
         for entry in self.pool.keys():  # noqa: SIM118
