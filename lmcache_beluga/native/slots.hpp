@@ -147,7 +147,8 @@ class Slots {
     const std::uint32_t e = pool_.extent_of(slot);
     V::store(&header.intent, slot + 1);
     // SYNC POINT: freed (with Leases::valid): before the slot can be written again.
-    publish_word<V>(Point::freed, pool_.hot(slot), make_word(generation + 1, 0, SlotState::free));
+    const std::uint64_t next = generation + (V::on(Point::freed, Step::check) ? 1 : 0);
+    publish_word<V>(Point::freed, pool_.hot(slot), make_word(next, 0, SlotState::free));
     V::store(control_.writer(slot), std::uint8_t{0});
     set_free(e, slot - pool_.first_slot(e), true);
     V::store(&header.intent, std::uint32_t{0});
@@ -409,6 +410,8 @@ class Slots {
     V::store(control_.writer(number), own_number());
     // For this host alone: to the others it is as good as free.
     V::store(&line->word, make_word(generation, context_.process, SlotState::writing));
+    // Lest it lies dirty in a cache until this process is long dead, and then overwrites a pool that was formatted anew.
+    V::write_back_soon(Point::writing, line);
     set_free(e, i, false);
     V::store(&header.intent, std::uint32_t{0});
     slot.number = number;

@@ -303,16 +303,16 @@ void an_extent_is_given_up_by_one(const std::string& directory) {
   CHECK(p.evict(p.put("key")));
   const std::uint32_t e = p.slots.all_owned().at(0);
   {
-    const Slots<Coherent>::Draining mine(p.slots, e);
+    const Slots<Policy>::Draining mine(p.slots, e);
     CHECK(static_cast<bool>(mine));
-    CHECK(!Slots<Coherent>::Draining(p.slots, e));
+    CHECK(!Slots<Policy>::Draining(p.slots, e));
     CHECK(!p.slots.release(e));
     CHECK(p.pool->extent_of(p.put("elsewhere")) != e);
     CHECK(static_cast<bool>(mine));
   }
   CHECK(p.slots.release(e));
   CHECK(!p.slots.release(e));
-  CHECK(!Slots<Coherent>::Draining(p.slots, e));  // nobody's
+  CHECK(!Slots<Policy>::Draining(p.slots, e));  // nobody's
   p.check_clean();
 }
 

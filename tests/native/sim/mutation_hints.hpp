@@ -44,4 +44,16 @@ inline const Duel* likely_duel(beluga::Point point, beluga::Step) {
   }
 }
 
+/// The scenario that does, where no duel is likely to; null: none is known.
+inline const char* likely_scenario(beluga::Point point, beluga::Step step) {
+  using beluga::Point;
+  if (point == Point::renewal && step != beluga::Step::confirm_flush) return "renewal_after_expiry";
+  if (point == Point::claim && step == beluga::Step::check) return "dead_rival";
+  if (point == Point::acknowledge) return "full_ring";
+  if (point == Point::release) return "dirty_after_handover";
+  if (point == Point::writing) return "forced_format";
+  if (point == Point::heartbeat && step == beluga::Step::check) return "paused_reader";
+  return nullptr;
+}
+
 }  // namespace sim

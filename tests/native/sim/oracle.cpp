@@ -64,6 +64,10 @@ std::uint64_t Oracle::word(std::uint32_t key, std::uint32_t slot, std::uint64_t 
 void Oracle::word_written(std::uint32_t slot, const Seen& seen) {
   Copy& copy = copies_[slot];
   const std::uint64_t generation = beluga::generation_of(seen.value);
+  if (seen.value == 0) {  // a format wipes it: nothing of these processes ever writes this word
+    copy = Copy{};
+    return;
+  }
   if (generation < copy.generation && !copy.forgotten) {
     world_.fail(text("G1: slot %u goes back from generation %llu to %llu", slot, ull(copy.generation), ull(generation)));
   }
@@ -80,6 +84,7 @@ void Oracle::word_written(std::uint32_t slot, const Seen& seen) {
     copy.generation = generation;
     copy.host = seen.host;
   }
+  copy.host = seen.host;
   switch (beluga::state_of(seen.value)) {
     case beluga::SlotState::ready:
       if (copy.state == State::closing) {
@@ -88,6 +93,7 @@ void Oracle::word_written(std::uint32_t slot, const Seen& seen) {
         copy.settled_at = 0;
       }
       copy.removed_at = 0;
+      copy.was_chunk = true;
       copy.state = State::ready;
       break;
     case beluga::SlotState::closing:
@@ -96,6 +102,10 @@ void Oracle::word_written(std::uint32_t slot, const Seen& seen) {
       copy.settled_at = 0;
       break;
     default:
+      if (beluga::state_of(seen.value) == beluga::SlotState::writing && copy.was_chunk) {
+        world_.fail(text("G1: slot %u is written again in generation %llu, in which it was a chunk", slot,
+                         ull(copy.generation)));
+      }
       copy.state = State::gone;
       copy.settled_at = 0;
       break;
@@ -216,6 +226,7 @@ void Oracle::lost_power(std::uint32_t host) {
     copy.closer = 0xffff;
     // What was not committed may be gone; what was closing may be ready again.
     if (copy.committed_at == 0 || copy.state == State::closing) copy.settled_at = 0;
+    if (copy.committed_at == 0) copy.was_chunk = false;  // nobody has seen it
   }
 }
 

@@ -74,6 +74,7 @@ class Oracle {
     std::uint64_t generation = 0;
     std::uint16_t host = 0;
     bool forgotten = false;  // its machine may have lost the last generation
+    bool was_chunk = false;  // in this generation
     std::uint16_t closed_by = 0xffff;  // the fiber that closed it last
     std::uint16_t closer = 0xffff;   // the fiber that closed it, while its operation lasts
     std::uint64_t committed_at = 0;  // step at which the store returned; 0: not yet

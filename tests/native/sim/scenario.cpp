@@ -164,4 +164,15 @@ ScenarioResult play(const Scenario& scenario, std::uint64_t seed, const std::str
   return {world.failed() ? world.failure() : "", world.steps(), cluster.oracle().judged()};
 }
 
+std::vector<Scenario> all_scenarios() {
+  std::vector<Scenario> all;
+  for (const auto& some :
+       {claim_scenarios(), verdict_scenarios(), handover_scenarios(), host_scenarios(), process_scenarios(),
+        chunk_scenarios(), pressure_scenarios(), request_scenarios(), format_scenarios(), tick_scenarios(),
+        dead_scenarios()}) {
+    all.insert(all.end(), some.begin(), some.end());
+  }
+  return all;
+}
+
 }  // namespace sim

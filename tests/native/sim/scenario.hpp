@@ -115,5 +115,6 @@ std::vector<Scenario> request_scenarios();
 std::vector<Scenario> format_scenarios();
 std::vector<Scenario> tick_scenarios();
 std::vector<Scenario> dead_scenarios();
+std::vector<Scenario> all_scenarios();
 
 }  // namespace sim

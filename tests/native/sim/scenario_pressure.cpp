@@ -53,6 +53,10 @@ void coldest_first(Stage& s) {
   });
   s.expect(s.owned_by(0) == 2 && s.owned_by(1) == 2, "two hosts share the pool");
   s.pass(kColdMs);
+  // Before anybody presses: until they are read, one owner's chunks are as cold as the other's.
+  s.act(warm, [&] {
+    for (std::uint32_t k = 8; k < 16; ++k) s.cluster.read(warm, k, false);
+  });
   bool stop = false;
   const auto reads = s.begin(warm, "reads", [&] {
     while (!stop) {

@@ -25,17 +25,6 @@ constexpr std::uint64_t kSeeds = 20;
 constexpr std::uint64_t kSeeds = 100;
 #endif
 
-std::vector<sim::Scenario> all_scenarios() {
-  std::vector<sim::Scenario> all;
-  for (const auto& some :
-       {sim::claim_scenarios(), sim::verdict_scenarios(), sim::handover_scenarios(), sim::host_scenarios(),
-        sim::process_scenarios(), sim::chunk_scenarios(), sim::pressure_scenarios(), sim::request_scenarios(),
-        sim::format_scenarios(), sim::tick_scenarios(), sim::dead_scenarios()}) {
-    all.insert(all.end(), some.begin(), some.end());
-  }
-  return all;
-}
-
 void switch_off(const std::string& point, const std::string& step) {
   for (std::size_t p = 0; p < beluga::kPoints; ++p) {
     for (std::size_t i = 0; i < beluga::kSteps; ++i) {
@@ -53,7 +42,7 @@ unsigned long long ull(std::uint64_t n) { return n; }
 
 int main(int argc, char** argv) {
   return scratch::run([&](const std::string& directory) {
-    const std::vector<sim::Scenario> scenarios = all_scenarios();
+    const std::vector<sim::Scenario> scenarios = sim::all_scenarios();
     const std::string first = argc > 1 ? argv[1] : "all";
     if (first == "--list") {
       for (const sim::Scenario& s : scenarios) std::printf("%-28s %s\n", s.name, s.about);
