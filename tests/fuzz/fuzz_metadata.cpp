@@ -51,6 +51,7 @@ struct Stage {
     const std::string path = directory + "/pool";
     FormatOptions options;
     options.max_hosts = kHosts;
+    options.visibility = Hostile::mode;
     options.extent_size = 64 << 10;
     options.chunk_hint = 64 << 10;
     const std::string paths[] = {path};

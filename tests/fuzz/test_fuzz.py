@@ -1,9 +1,9 @@
 """Fuzzed metadata: nothing reads or writes outside the pool, and no read gives a wrong byte.
 
-``fuzz_metadata`` damages what lies in a pool while two hosts use it, at any moment between two of
-their loads; ``fuzz_attach`` the superblock and the host pages that an attach believes. Both are
-built with libFuzzer where clang has it, else with a driver of their own, always under ASan and
-UBSan.
+``fuzz_metadata`` damages what lies in a pool, of either visibility, while two hosts use it, at any
+moment between two of their loads; ``fuzz_attach`` the superblock and the host pages that an attach
+believes. They are built with libFuzzer where clang has it, else with a driver of their own, always
+under ASan and UBSan.
 
 ``pytest tests/fuzz --fuzz-seconds 1800`` (or FUZZ_SECONDS) fuzzes for long. A crash leaves its
 input in the build folder; ``FUZZ_TRACE=1 fuzz_metadata INPUT`` replays it and says each step.
@@ -21,7 +21,7 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-TARGETS = ["fuzz_metadata", "fuzz_attach"]
+TARGETS = ["fuzz_metadata", "fuzz_metadata_noncoherent", "fuzz_attach"]
 
 ENVIRONMENT = {
     # Short stacks and a small quarantine: many small blocks come and go.
@@ -70,7 +70,8 @@ def corpus(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A folder with the inputs of the target that the test is about: each a line, in base64."""
     folder = tmp_path / "corpus"
     folder.mkdir()
-    name = request.node.callspec.params["target"].removeprefix("fuzz_")
+    target: str = request.node.callspec.params["target"]
+    name = target.removeprefix("fuzz_").removesuffix("_noncoherent")
     for number, line in enumerate((HERE / f"corpus_{name}.txt").read_text().splitlines()):
         (folder / f"{number:04}").write_bytes(base64.b64decode(line))
     return folder
