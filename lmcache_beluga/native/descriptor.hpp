@@ -88,7 +88,7 @@ ReadResult read_cold(const PoolMemory& pool, std::uint32_t slot, const HotDescri
   load_words<V>(cold.data(), pool.cold(slot), cold.size());
   std::atomic_thread_fence(std::memory_order_acquire);
   const std::size_t bytes = std::size_t{hot.record_bytes} + hot.meta_bytes;
-  const bool good = !V::on(Point::record, Step::check) || descriptor_crc(slot, hot, cold.first(bytes)) == hot.crc;
+  const bool good = descriptor_crc(slot, hot, cold.first(bytes)) == hot.crc;
   // Closing and its undoing change the state alone; any other change makes the copy worthless.
   if (generation_of(V::load(&pool.hot(slot)->word)) != generation_of(hot.word)) return ReadResult::unstable;
   return good ? ReadResult::ok : ReadResult::garbage;

@@ -71,7 +71,7 @@ class Index {
     for (std::uint64_t& place : own_lane(print)->entries) {
       if (V::load(&place) == entry) removed |= V::template exchange_if<std::uint64_t>(&place, entry, 0);
     }
-    if (removed) V::write_back_soon(Point::lane, own_lane(print));
+    if (removed) V::write_back_soon(Point::departed, own_lane(print));
     return removed;
   }
 
@@ -117,7 +117,7 @@ class Index {
       if (entry == 0 || confirmed(entry, bucket, from_dead)) continue;
       if (V::template exchange_if<std::uint64_t>(&place, entry, 0)) ++dropped;
     }
-    if (dropped) V::write_back_soon(Point::lane, lane);
+    if (dropped) V::write_back_soon(Point::departed, lane);
     return dropped;
   }
 

@@ -33,6 +33,7 @@ enum class Point : std::uint8_t {
   acknowledge,    // how far an owner has read -> who asked
   recovery,       // all that a host wrote -> its next first process
   superblock,     // magic and epoch -> everybody
+  departed,       // lines that must not lie dirty when their host is gone: for machines that take its id over unfenced
   statistics,     // names and counters: for people to look at, no protocol depends on them
   kCount
 };
@@ -41,7 +42,7 @@ inline constexpr std::size_t kPoints = static_cast<std::size_t>(Point::kCount);
 inline constexpr std::array<const char*, kPoints> kPointNames = {
     "lane",     "record",  "ready",         "closing",   "reopen",      "writing", "freed",      "void_slot", "payload",
     "stamp",    "stamp_lowered", "renewal", "heartbeat", "lease_epoch", "identity",   "claim",     "header",
-    "release",  "request", "request_head",  "acknowledge", "recovery", "superblock", "statistics",
+    "release",  "request", "request_head",  "acknowledge", "recovery", "superblock", "departed", "statistics",
 };
 
 /// The steps that a point can consist of. `check`: a value that is looked at again.

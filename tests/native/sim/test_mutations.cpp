@@ -70,7 +70,8 @@ std::vector<Mutation> all_mutations(const std::string& directory) {
   std::vector<std::vector<std::pair<Point, Step>>> everywhere(beluga::kSteps);
   for (std::size_t p = 0; p < beluga::kPoints; ++p) {
     const auto point = static_cast<Point>(p);
-    if (point == Point::statistics) continue;
+    // For people to look at, and for what no simulated machine does: it is off once its host id is taken over.
+    if (point == Point::statistics || point == Point::departed) continue;
     for (const Call& call : calls()) {
       Mutation site{std::string(beluga::kPointNames[p]) + ": " + call.name, {}};
       for (const Step step : call.steps) {
