@@ -118,6 +118,7 @@ class Extents {
     }
     publish_claim(extent, Claim::settled);
     if (V::on(Point::claim, Step::check) && strongest_rival(extent) == Rival::winner) return withdraw(extent);
+    if (headed_by_other(extent)) return withdraw(extent);  // whose claim was damaged
     publish_claim(extent, Claim::owned);
     return true;
   }
@@ -270,9 +271,13 @@ class Extents {
       const Claim claim = claim_of(h, extent);
       if (claim == Claim::settled || claim == Claim::owned) return true;
     }
-    ExtentHeader header;
+    return headed_by_other(extent);
+  }
+
+  bool headed_by_other(std::uint32_t extent) const {
     V::observe(Point::header, pool_.header(extent), kLine);
     V::observe_fence(Point::header);
+    ExtentHeader header;
     return load_header(extent, header) && header.owner != context_.host;
   }
 

@@ -444,7 +444,7 @@ class Slots {
         if (at == unclaimed_.end()) break;
         const std::uint32_t e = *at;
         unclaimed_.erase(at);
-        if (!extents_.claim(e)) continue;
+        if (control_.extent(e).owned || !extents_.claim(e)) continue;
         control_.extent(e) = ExtentControl{};
         control_.extent(e).owned = 1;
         if (extents_.cut(e, cut)) return true;

@@ -169,6 +169,7 @@ void a_damaged_claim_gives_nobody_the_extent(const std::string& directory) {
     const std::uint32_t e = pool->extent_of(a.put("key"));
     Policy::store(pool->claims(0) + e, static_cast<std::uint8_t>(value));
     CHECK(!unclaimed(b, e));
+    CHECK(!b.extents.claim(e));
     while (b.eviction.allocate(kExtent, *std::make_unique<Slot>()) == Refusal::none) continue;
     CHECK(!b.context.owns(pool->first_slot(e)));
     CHECK(a.lease("key"));

@@ -137,6 +137,7 @@ void an_extent_that_another_host_got_is_not_taken_back(const std::string& direct
   {
     Process p(pool, directory);
     e = pool->extent_of(p.put("key"));
+    p.extents.void_header(e);
     p.extents.publish_claim(e, Claim::none);
   }
   Process other(pool, directory, 1);
