@@ -42,7 +42,7 @@ struct CacheMachine : NativeMachine, NativeMemory {
     }
   }
   static void load_back(const void* line) noexcept {
-    static_cast<void>(*static_cast<const volatile char*>(line));
+    static_cast<void>(__atomic_load_n(static_cast<const char*>(line), __ATOMIC_RELAXED));
   }
   static void store_fence() noexcept { asm volatile("sfence" : : : "memory"); }
   static void full_fence() noexcept { asm volatile("mfence" : : : "memory"); }

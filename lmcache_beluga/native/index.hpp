@@ -151,17 +151,17 @@ class Index {
       }
     }
     if (others != 0) V::observe_fence(Point::lane);
-    std::array<std::uint32_t, kBlock> candidates;
+    std::array<Candidate, kBlock> candidates;
     const std::size_t ahead = keys_ahead(others);
     for (std::size_t i = 0, fetched = 0; i < prints.size(); ++i) {
       for (; fetched < std::min(i + ahead, prints.size()); ++fetched) fetch_lanes(prints[fetched], others);
       candidates[i] = next_candidate(prints[i], hosts, 0);
-      if (candidates[i] != kNone) observe_hot(candidate_slot(prints[i], candidates[i]));
+      if (candidates[i]) observe_hot(candidates[i].slot);
     }
     if (V::mode == VisibilityMode::noncoherent && others != 0) {
       V::observe_fence(Point::ready);
       for (std::size_t i = 0; i < prints.size(); ++i) {
-        if (candidates[i] != kNone) V::prefetch(pool_.hot(candidate_slot(prints[i], candidates[i])));
+        if (candidates[i]) V::prefetch(pool_.hot(candidates[i].slot));
       }
     }
     for (std::size_t i = 0; i < prints.size(); ++i) out[i] = confirm(prints[i], hosts, candidates[i]);
@@ -189,20 +189,15 @@ class Index {
     }
   }
 
-  // A candidate is a place: host << 3 | entry. Its entry may change under us, so it is read again, and a slot
-  // that no longer fits is no candidate.
-  static constexpr std::uint32_t kNone = ~0u;
+  // The slot is what the entry said when it was read once: the entry may change under us, and the slot that it then
+  // names has not been observed.
+  struct Candidate {
+    std::uint32_t place = ~0u;  // host << 3 | entry
+    std::uint32_t slot = 0;
+    explicit operator bool() const { return place != ~0u; }
+  };
 
-  std::uint64_t entry_at(const Fingerprint& print, std::uint32_t place) const {
-    return V::load(&pool_.lane(pool_.bucket_of(print.lo), place >> 3)->entries[place & 7]);
-  }
-
-  std::uint32_t candidate_slot(const Fingerprint& print, std::uint32_t place) const {
-    const std::uint32_t slot = slot_of(entry_at(print, place));
-    return context_.slot_in_range(slot) ? slot : 0;
-  }
-
-  std::uint32_t next_candidate(const Fingerprint& print, std::uint64_t hosts, std::uint32_t from) const {
+  Candidate next_candidate(const Fingerprint& print, std::uint64_t hosts, std::uint32_t from) const {
     const std::uint64_t bucket = pool_.bucket_of(print.lo);
     const std::uint64_t tag = print.hi >> 32;
     for (std::uint64_t rest = hosts; rest; rest &= rest - 1) {
@@ -212,27 +207,25 @@ class Index {
         if ((h << 3 | e) < from) continue;
         const std::uint64_t entry = V::load(&lane->entries[e]);
         if (entry >> 32 != tag || static_cast<std::uint32_t>(entry) == 0) continue;
-        if (context_.slot_in_range(slot_of(entry))) return h << 3 | e;
+        if (context_.slot_in_range(slot_of(entry))) return {h << 3 | e, slot_of(entry)};
         context_.count(Count::garbage);
       }
     }
-    return kNone;
+    return {};
   }
 
-  /// Checks candidates against their descriptors, from `place` on, until one is the key's.
-  Found confirm(const Fingerprint& print, std::uint64_t hosts, std::uint32_t place) const {
+  /// Checks candidates against their descriptors, from this one on, until one is the key's.
+  Found confirm(const Fingerprint& print, std::uint64_t hosts, Candidate candidate) const {
     Found closing;  // present, but a READY copy is worth more: that one can be leased
-    for (bool first = true; place != kNone; first = false) {
-      const std::uint32_t slot = candidate_slot(print, place);
-      const HotDescriptor* line = pool_.hot(slot);
+    for (bool first = true; candidate; first = false) {
       if (!first) {
-        observe_hot(slot);
+        observe_hot(candidate.slot);
         V::observe_fence(Point::ready);
       }
-      const Found found = confirm_hot(print, slot, line);
+      const Found found = confirm_hot(print, candidate.slot, pool_.hot(candidate.slot));
       if (found && state_of(found.word) == SlotState::ready) return found;
       if (found && !closing) closing = found;
-      place = next_candidate(print, hosts, place + 1);
+      candidate = next_candidate(print, hosts, candidate.place + 1);
     }
     return closing;
   }

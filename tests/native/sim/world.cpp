@@ -120,6 +120,7 @@ bool World::pass_time() {
   if (!sleeps_.empty()) next = sleeps_.top().ns;
   if (!timers_.empty() && (next == 0 || timers_.top().when < next)) next = timers_.top().when;
   if (next == 0) return false;
+  if (next > setting_.moment.ns + kLongestDmaNs && !dmas_.empty()) return false;  // it moves a line first
   if (next > setting_.moment.ns) {
     setting_.moment.ns = next;
     catch_up();

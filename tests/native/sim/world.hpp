@@ -302,6 +302,8 @@ class World {
                 std::size_t bytes);
 
   static constexpr std::uint32_t kRecent = 64;
+  // What a line of a DMA may take although nobody else does anything.
+  static constexpr std::uint64_t kLongestDmaNs = 500'000'000;
   static thread_local constinit World* current_;
 
   Setting setting_;
