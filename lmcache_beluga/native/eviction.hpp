@@ -52,8 +52,7 @@ class Eviction {
     if (!V::exchange_if(&line->word, ready_word, closing_word(ready_word))) return false;
     // SYNC POINT: closing (with Leases::observe, after its stamp was confirmed)
     V::confirm(Point::closing, line, kLine);
-    hosts_.refresh_active();
-    leased = slot_use(context_, hosts_, slot, V::load(&line->born)).leased && V::on(Point::closing, Step::check);
+    leased = leased_by_any(context_, hosts_, slot) && V::on(Point::closing, Step::check);
     if (!leased) return true;
     if (!doom) reopen(slot, ready_word);
     return false;
@@ -96,11 +95,12 @@ class Eviction {
       context_.count(Count::repaired, dropped);
       if (dropped) return true;
     }
+    const typename Hosts<V>::Clocks clocks = hosts_.clocks();
     Candidate coldest;
     for (const std::uint64_t& place : index_.own_lane(print)->entries) {
       const std::uint64_t entry = V::load(&place);
       if (entry == 0) return true;
-      consider(static_cast<std::uint32_t>(entry) - 1, coldest);
+      consider(static_cast<std::uint32_t>(entry) - 1, clocks, coldest);
     }
     if (!coldest.found || !evict(coldest.slot, coldest.word)) return false;
     context_.count(Count::lane_evictions);
@@ -212,10 +212,11 @@ class Eviction {
   /// Could everything in an own extent be evicted now?
   bool drainable(std::uint32_t e) {
     const std::uint32_t first = pool_.first_slot(e);
+    const typename Hosts<V>::Clocks clocks = hosts_.clocks();
     for (std::uint32_t i = 0; i < control_.extent(e).slots; ++i) {
       if (slots_.is_free(e, i)) continue;
       Candidate chunk;
-      consider(first + i, chunk);
+      consider(first + i, clocks, chunk);
       if (!chunk.found) return false;
     }
     return true;
@@ -241,6 +242,7 @@ class Eviction {
   Candidate sample(const std::vector<std::uint32_t>& extents, int wanted = kSamples) {
     Candidate coldest;
     if (extents.empty()) return coldest;
+    const typename Hosts<V>::Clocks clocks = hosts_.clocks();
     int seen = 0;
     for (int i = 0; i < wanted * 4 && seen < wanted; ++i) {
       const std::uint32_t e = extents[random(static_cast<std::uint32_t>(extents.size()))];
@@ -249,7 +251,7 @@ class Eviction {
       const std::uint32_t k = random(slots);
       if (slots_.is_free(e, k)) continue;
       ++seen;
-      consider(pool_.first_slot(e) + k, coldest);
+      consider(pool_.first_slot(e) + k, clocks, coldest);
     }
     return coldest;
   }
@@ -258,24 +260,25 @@ class Eviction {
   Candidate scan(const std::vector<std::uint32_t>& extents, int wanted = kSamples) {
     Candidate coldest;
     if (extents.empty()) return coldest;
+    const typename Hosts<V>::Clocks clocks = hosts_.clocks();
     const std::uint32_t start = random(static_cast<std::uint32_t>(extents.size()));
     for (std::size_t k = 0; k < extents.size() && wanted > 0; ++k) {
       const std::uint32_t e = extents[(start + k) % extents.size()];
       const std::uint32_t slots = control_.extent(e).slots;
       for (std::uint32_t i = 0; i < slots && wanted > 0; ++i) {
-        if (!slots_.is_free(e, i)) wanted -= consider(pool_.first_slot(e) + i, coldest);
+        if (!slots_.is_free(e, i)) wanted -= consider(pool_.first_slot(e) + i, clocks, coldest);
       }
     }
     return coldest;
   }
 
   /// Keeps the colder of `coldest` and the chunk in `slot`; false if there is none or it is leased.
-  bool consider(std::uint32_t slot, Candidate& coldest) {
+  bool consider(std::uint32_t slot, const typename Hosts<V>::Clocks& clocks, Candidate& coldest) {
     if (!context_.slot_in_range(slot)) return false;
     const HotDescriptor* line = pool_.hot(slot);
     const std::uint64_t word = V::load(&line->word);
     if (!is_state(word) || state_of(word) != SlotState::ready) return false;
-    const SlotUse use = slot_use(context_, hosts_, slot, V::load(&line->born));
+    const SlotUse use = slot_use(context_, hosts_, clocks, slot, V::load(&line->born));
     if (use.leased) return false;
     const std::uint64_t age =
         use.idle_ms + std::uint64_t{std::min(V::load(&line->depth), kDepthLimit)} * kDepthAgeMs;

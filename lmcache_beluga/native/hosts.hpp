@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cstdint>
+#include <mutex>
 
 #include "host_context.hpp"
 #include "visibility.hpp"
@@ -12,9 +12,12 @@ namespace beluga {
 
 /// What this process knows of the other hosts: who takes part, who is alive, and what their clocks say.
 ///
-/// No clocks are compared. A host is dead only if its {incarnation, tick}, read afresh, equals a value this
-/// process first saw at least dead_after ago: its own dead_after, or the one that the host itself fences by,
-/// whichever is longer.
+/// No clocks are compared. A host is dead only if its {incarnation, tick}, read afresh, equals a value that this
+/// process first saw more than dead_after ago: its own dead_after, or the one that the host itself fences by,
+/// whichever is longer. "Ago" ends at this host's last confirmed heartbeat. That is what makes the fence of a host
+/// whose clock stood still work (Heartbeat::peers_moved): before the beat that was its last, it read this host's
+/// tick; no later beat of it has read one that is more than half of dead_after newer without voiding its leases;
+/// so the first that it reads when it wakes is newer by more than that.
 template <class V>
 class Hosts {
  public:
@@ -56,8 +59,29 @@ class Hosts {
   struct Clock {
     std::uint32_t tick = 0;
     bool live = false;
-    std::uint64_t silent_ms = 0;  // since it was last seen to move, or first seen
+    std::uint64_t silent_ms = 0;  // from when it was last seen to move, or first seen, to this host's last heartbeat
   };
+
+  /// What the clocks of all active hosts said at one moment. A host that became active later is not among them.
+  struct Clocks {
+    std::uint64_t hosts = 0;  // a bit for each
+    std::array<Clock, kMaxHosts> of;
+  };
+
+  /// Freshly observed.
+  Clocks clocks() {
+    Clocks all;
+    all.hosts = context_.active_hosts();
+    for (std::uint64_t rest = all.hosts; rest; rest &= rest - 1) {
+      observe_clock(static_cast<std::uint32_t>(__builtin_ctzll(rest)));
+    }
+    V::observe_fence(Point::heartbeat);
+    for (std::uint64_t rest = all.hosts; rest; rest &= rest - 1) {
+      const auto h = static_cast<std::uint32_t>(__builtin_ctzll(rest));
+      all.of[h] = judge(h);
+    }
+    return all;
+  }
 
   /// A host's tick, freshly observed. For a dead host the time since its last sign of life is added, so that
   /// its chunks grow old too.
@@ -76,18 +100,14 @@ class Hosts {
   Clock judge(std::uint32_t h) {
     if (h == context_.host) return {context_.tick(), true, 0};
     const HostHeartbeat& beat = context_.pool->host(h)->heartbeat;
-    const std::uint64_t now = context_.now_ms();
+    const std::uint64_t looked = V::load(&context_.header().last_beat);
     const std::uint64_t seen = std::uint64_t{V::load(&beat.incarnation)} << 32 | V::load(&beat.tick);
     const std::uint64_t patience = std::max(context_.options.dead_after_ms, V::load(&beat.dead_after_ms));
-    Sight& sight = sights_[h];
-    if (sight.value.load(std::memory_order_acquire) != seen || sight.since.load(std::memory_order_acquire) == 0) {
-      sight.since.store(now, std::memory_order_release);
-      sight.value.store(seen, std::memory_order_release);
-    }
-    const std::uint64_t age = now - sight.since.load(std::memory_order_acquire);
+    const std::uint64_t since = first_seen(h, seen);
+    const std::uint64_t age = looked > since ? looked - since : 0;
     Clock clock;
     clock.silent_ms = age;
-    clock.live = age < std::min<std::uint64_t>(patience, kLongestPatienceMs);
+    clock.live = age <= std::min<std::uint64_t>(patience, kLongestPatienceMs);
     clock.tick = static_cast<std::uint32_t>(seen) + static_cast<std::uint32_t>(clock.live ? 0 : age);
     return clock;
   }
@@ -100,13 +120,22 @@ class Hosts {
            state != static_cast<std::uint32_t>(HostState::retired);
   }
 
+  /// When this process first saw that value, as far as it remembers: after the look, not before it.
+  std::uint64_t first_seen(std::uint32_t h, std::uint64_t value) {
+    const std::lock_guard guard(mutex_);
+    Sight& sight = sights_[h];
+    if (sight.since == 0 || sight.value != value) sight = {value, context_.now_ms()};
+    return sight.since;
+  }
+
   struct Sight {
-    std::atomic<std::uint64_t> value{0};
-    std::atomic<std::uint64_t> since{0};  // now_ms at which `value` was first seen; 0: never
+    std::uint64_t value = 0;
+    std::uint64_t since = 0;  // now_ms; 0: never
   };
 
   HostContext& context_;
-  std::array<Sight, kMaxHosts> sights_;
+  typename V::Mutex mutex_;
+  std::array<Sight, kMaxHosts> sights_;  // guarded by mutex_
 };
 
 }  // namespace beluga

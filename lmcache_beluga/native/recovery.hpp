@@ -150,7 +150,7 @@ class Recovery {
     if (keep && state_of(hot.word) == SlotState::closing) {
       // Half evicted: it stays only for a lease on another host. If the index has lost it already, it is nobody's
       // chunk any more but its readers', and goes with the last of them.
-      keep = slot_use(context_, hosts_, slot, hot.born).leased;
+      keep = leased_by_any(context_, hosts_, slot);
       if (keep && !index_.holds(print_of(hot), slot)) {
         const std::uint64_t mine = make_word(generation_of(hot.word), context_.process, SlotState::closing);
         publish_word<V>(Point::closing, line, mine);

@@ -52,15 +52,11 @@ class Upkeep {
   /// Frees closed chunks whose leases have ended by now, and abandoned slots.
   void retry_doomed() {
     slots_.doomed().retry([&](const DoomedSlot& entry) {
-      const HotDescriptor* line = pool_.hot(entry.slot);
-      if (V::load(&line->word) != entry.word) {
+      if (V::load(&pool_.hot(entry.slot)->word) != entry.word) {
         if (state_of(entry.word) == SlotState::writing) slots_.written(entry.slot);
         return true;
       }
-      if (state_of(entry.word) == SlotState::closing &&
-          slot_use(context_, hosts_, entry.slot, V::load(&line->born)).leased) {
-        return false;
-      }
+      if (state_of(entry.word) == SlotState::closing && leased_by_any(context_, hosts_, entry.slot)) return false;
       return slots_.finish(entry.slot, entry.word, Slots<V>::kBriefMs);
     });
   }
@@ -108,7 +104,7 @@ class Upkeep {
     const std::uint64_t mine = eviction_.closing_word(word);
     if (!V::exchange_if(&line->word, word, mine)) return;
     V::confirm(Point::closing, line, kLine);
-    if (!slot_use(context_, hosts_, slot, V::load(&line->born)).leased) {
+    if (!leased_by_any(context_, hosts_, slot)) {
       if (!slots_.finish(slot, mine, Slots<V>::kBriefMs)) slots_.doomed().add(slot, mine);
     } else if (index_.holds(print, slot)) {
       eviction_.reopen(slot, word);

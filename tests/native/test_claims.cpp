@@ -22,8 +22,10 @@ bool unclaimed(const Process& process, std::uint32_t extent) {
 
 /// The clock of a host that will not be heard of again.
 void kill(Process& observer, std::uint32_t host) {
-  while (observer.hosts.clock_of(host).live)
+  while (observer.hosts.clock_of(host).live) {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    observer.beat();
+  }
 }
 
 void a_free_extent_is_claimed_once(const std::string& directory) {

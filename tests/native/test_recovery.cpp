@@ -219,7 +219,7 @@ void no_lease_outlives_its_processes_and_recency_does(const std::string& directo
   CHECK(p.context.tick() >= tick);  // the clock goes on
   CHECK(p.context.tick() - tick < 60'000);
   CHECK(*pool->stamp(0, touched) != 0);
-  CHECK(!slot_use(p.context, p.hosts, leased, 0).leased);
+  CHECK(!leased_by_any(p.context, p.hosts, leased));
   CHECK(p.evict(leased));
 }
 

@@ -83,8 +83,24 @@ void the_dead_hold_no_leases(const std::string& directory) {
   CHECK(!a.evict(slot));
   std::this_thread::sleep_for(std::chrono::milliseconds(900));
   CHECK(!a.evict(slot));  // longer than dead_after since the start, not since the beat
-  while (!a.evict(slot)) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  std::this_thread::sleep_for(std::chrono::milliseconds(1000));
+  CHECK(!a.evict(slot));  // nobody is dead to a host that has not beaten since
+  while (!a.evict(slot)) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    a.beat();
+  }
   CHECK(!a.hosts.clock_of(1).live);
+}
+
+/// Threads look at clocks at once; one of them may have taken the time before another saw the tick move.
+void a_look_that_was_overtaken_kills_nobody(const std::string& directory) {
+  const auto pool = format(directory + "/pool", 2);
+  Process a(pool, directory, 0);
+  Process b(pool, directory, 1);
+  b.beat();
+  a.context.header().last_beat -= 5;  // as if it had been read before the tick was first seen
+  CHECK(a.hosts.clock_of(1).live);
+  CHECK_EQ(a.hosts.clock_of(1).silent_ms, 0u);
 }
 
 void a_dead_hosts_clock_goes_on_in_the_eyes_of_others(const std::string& directory) {
@@ -95,6 +111,7 @@ void a_dead_hosts_clock_goes_on_in_the_eyes_of_others(const std::string& directo
   std::this_thread::sleep_for(std::chrono::milliseconds(100));
   CHECK_EQ(a.hosts.clock_of(1).tick, last);
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  a.beat();
   CHECK(a.hosts.clock_of(1).tick >= last + 300);  // its chunks grow old too
   b.beat();
   CHECK(a.hosts.clock_of(1).live);
@@ -109,13 +126,13 @@ void recency_is_the_newest_use_of_any_host(const std::string& directory) {
   const std::uint32_t born = a.pool->hot(slot)->born;
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
   b.beat();
-  CHECK(slot_use(a.context, a.hosts, slot, born).idle_ms >= 50);
+  CHECK(slot_use(a.context, a.hosts, a.hosts.clocks(), slot, born).idle_ms >= 50);
   b.leases.touch(slot);
-  const SlotUse touched = slot_use(a.context, a.hosts, slot, born);
+  const SlotUse touched = slot_use(a.context, a.hosts, a.hosts.clocks(), slot, born);
   CHECK(touched.idle_ms < 50);
   CHECK(!touched.leased);
   *a.pool->stamp(1, slot) = 0x8000'0000;  // garbage is no use
-  CHECK(!slot_use(a.context, a.hosts, slot, born).leased);
+  CHECK(!slot_use(a.context, a.hosts, a.hosts.clocks(), slot, born).leased);
 }
 
 void run(const std::string& directory) {
@@ -123,6 +140,7 @@ void run(const std::string& directory) {
   leases_outlive_the_wrap(directory);
   a_stale_stamp_is_zeroed_before_it_looks_alive(directory);
   the_dead_hold_no_leases(directory);
+  a_look_that_was_overtaken_kills_nobody(directory);
   a_dead_hosts_clock_goes_on_in_the_eyes_of_others(directory);
   recency_is_the_newest_use_of_any_host(directory);
 }
