@@ -110,7 +110,7 @@ void a_slot_in_use_is_nobody_elses_whatever_its_descriptor_says(const std::strin
       p.check_clean();
     } else {
       // A process number or generation that means something: whoever has it may be alive.
-      if (process_of(word) != 0) p.upkeep.sweep(process_of(word), 100);
+      if (process_of(word) - 1 < kMaxProcesses) p.upkeep.sweep(process_of(word), 100);
       p.upkeep.sweep(1, 100);
       CHECK(p.state(slot.number) == SlotState::free);
     }
