@@ -26,7 +26,8 @@ class Requests {
         removal_(removal) {}
 
   /// Asks the owner of `slot`, or with `clear` every other host. False: the ring is full of requests that a live
-  /// owner has not read within `patience_ms`, or the slot lock cannot be had.
+  /// owner has not read within `patience_ms`, or will not read because it has fallen silent; or the slot lock cannot
+  /// be had.
   bool ask(Operation operation, std::uint32_t slot, std::uint64_t generation, std::uint32_t patience_ms) {
     for (std::uint32_t waited = 0;; waited += kPollMs) {
       const Answer answer = try_to_ask(operation, slot, generation);
@@ -66,7 +67,7 @@ class Requests {
 
  private:
   static constexpr std::uint32_t kPollMs = 1;
-  enum class Answer { asked, full, busy };
+  enum class Answer { asked, full, hopeless, busy };
 
   static std::uint32_t lowest(std::uint64_t hosts) { return static_cast<std::uint32_t>(__builtin_ctzll(hosts)); }
 
@@ -75,7 +76,7 @@ class Requests {
     if (!lock) return Answer::busy;
     HostPage& page = *pool_.host(context_.host);
     const std::uint64_t head = V::load(&page.ring_head);
-    if (!has_room(head)) return Answer::full;
+    if (const Answer room = room_for(head); room != Answer::asked) return room;
     OwnerRequest& entry = page.ring[head % kRingEntries];
     V::store(&entry.generation, generation);
     V::store(&entry.slot, slot);
@@ -88,8 +89,8 @@ class Requests {
   }
 
   /// Has every live host read the entry that is to be overwritten?
-  bool has_room(std::uint64_t head) {
-    if (head < kRingEntries) return true;
+  Answer room_for(std::uint64_t head) {
+    if (head < kRingEntries) return Answer::asked;
     const std::uint64_t others = context_.active_hosts() & ~(std::uint64_t{1} << context_.host);
     // SYNC POINT: acknowledge (with serve_host)
     for (std::uint64_t rest = others; rest; rest &= rest - 1) {
@@ -97,11 +98,17 @@ class Requests {
       hosts_.observe_clock(lowest(rest));
     }
     V::observe_fence(Point::acknowledge);
+    Answer answer = Answer::asked;
     for (std::uint64_t rest = others; rest; rest &= rest - 1) {
       const std::uint64_t read = V::load(&pool_.host(lowest(rest))->acknowledged[context_.host]);
-      if (head - read >= kRingEntries && hosts_.judge(lowest(rest)).live) return false;
+      if (head - read < kRingEntries) continue;
+      const typename Hosts<V>::Clock clock = hosts_.judge(lowest(rest));
+      if (!clock.live) continue;
+      answer = Answer::full;
+      // Requests are read at heartbeats, and it has missed one.
+      if (clock.silent_ms > 2 * context_.options.heartbeat_ms) return Answer::hopeless;
     }
-    return true;
+    return answer;
   }
 
   std::uint64_t serve_host(std::uint32_t h) {
