@@ -27,6 +27,7 @@ class BitFlips:
 
     def __init__(self, path: Path, seed: int, payload: bool) -> None:
         self.flips = 0
+        self._error: Exception | None = None
         self._path = path
         self._payload = payload
         self._dice = random.Random(f"flips {seed}")
@@ -45,6 +46,8 @@ class BitFlips:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        if self._error is not None:
+            raise self._error
 
     def _run(self) -> None:
         with self._path.open("rb") as file:
@@ -55,12 +58,15 @@ class BitFlips:
                 if self.flips % _LOOK == 0:
                     places = self._used(layout)
                 self._flip(fd, self._choose(layout, places))
+        except Exception as error:
+            self._error = error
         finally:
             os.close(fd)
 
     def _used(self, layout: Layout) -> list[list[range]]:
         kinds = targets(self._path, layout)
-        return [kinds[kind] for kind in kinds if kind not in ("superblock", "anywhere")]
+        used = [kinds[kind] for kind in kinds if kind not in ("superblock", "anywhere")]
+        return [[places for places in kind if places] for kind in used]
 
     def _choose(self, layout: Layout, places: list[list[range]]) -> int:
         if self._payload and self._dice.random() < 0.5:

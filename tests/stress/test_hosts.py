@@ -1,7 +1,7 @@
 """Real processes as several hosts on one noncoherent pool; hosts are killed, stopped, and return.
 
 Every flush and fence is executed; each host has a control block of its own. ``--kills 10000
---pauses 200 --report stress-noncoherent.json`` (or STRESS_KILLS, STRESS_PAUSES) is the long run.
+--pauses 200 --report stress-noncoherent-1.json`` (or STRESS_KILLS, STRESS_PAUSES) is the long run.
 """
 
 from __future__ import annotations
