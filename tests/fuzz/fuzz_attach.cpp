@@ -51,9 +51,9 @@ struct Stage {
   AttachOptions options() const {
     AttachOptions options;
     options.control_dir = directory;
-    options.heartbeat_ms = 10'000;  // nothing but the attach's own: the rest is fuzz_metadata's
-    options.dead_after_ms = 40'000;
-    options.lease_ms = 40'000;
+    options.heartbeat_ms = 250;  // hardly any but the attach's own: the rest is fuzz_metadata's
+    options.dead_after_ms = 1'000;  // a joiner waits for so long for hosts that are not there
+    options.lease_ms = 1'000;
     options.lock_timeout_ms = 10;
     options.open_timeout_ms = 10;
     options.copy_threads = 1;
