@@ -20,7 +20,7 @@ TESTS = [source.stem for source in SOURCES] + [
 # On simulated hosts. Their fibers are more than ASan and TSan can follow.
 SIMULATIONS = sorted(source.stem for source in ROOT.glob("tests/native/sim/test_*.cpp"))
 # Under UBSan a few worlds: the mutations are for the plain build alone.
-FEWER = {"test_chaos": ["60"], "test_scenarios": ["10"]}
+FEWER = {"test_chaos": ["60"], "test_scenarios": ["all", "10"]}
 
 
 @dataclass(frozen=True)

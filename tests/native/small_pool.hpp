@@ -87,7 +87,7 @@ struct Process : PoolProcess<Policy> {
     Policy::store(&beat.incarnation, context.header().incarnation);
     Policy::store(&beat.tick, context.tick());
     Policy::store(&beat.active_hosts, ~std::uint64_t{0});  // no joiner has to wait for this host's next beat
-    context.header().last_beat = context.now_ms();
+    Policy::store(&context.header().last_beat, context.now_ms());
     hosts.refresh_active();
   }
 
