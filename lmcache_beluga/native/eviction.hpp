@@ -95,12 +95,11 @@ class Eviction {
       context_.count(Count::repaired, dropped);
       if (dropped) return true;
     }
-    const typename Hosts<V>::Clocks clocks = hosts_.clocks();
     Candidate coldest;
     for (const std::uint64_t& place : index_.own_lane(print)->entries) {
       const std::uint64_t entry = V::load(&place);
       if (entry == 0) return true;
-      consider(static_cast<std::uint32_t>(entry) - 1, clocks, coldest);
+      consider(static_cast<std::uint32_t>(entry) - 1, coldest);
     }
     if (!coldest.found || !evict(coldest.slot, coldest.word)) return false;
     context_.count(Count::lane_evictions);
@@ -212,11 +211,10 @@ class Eviction {
   /// Could everything in an own extent be evicted now?
   bool drainable(std::uint32_t e) {
     const std::uint32_t first = pool_.first_slot(e);
-    const typename Hosts<V>::Clocks clocks = hosts_.clocks();
     for (std::uint32_t i = 0; i < control_.extent(e).slots; ++i) {
       if (slots_.is_free(e, i)) continue;
       Candidate chunk;
-      consider(first + i, clocks, chunk);
+      consider(first + i, chunk);
       if (!chunk.found) return false;
     }
     return true;
@@ -242,7 +240,6 @@ class Eviction {
   Candidate sample(const std::vector<std::uint32_t>& extents, int wanted = kSamples) {
     Candidate coldest;
     if (extents.empty()) return coldest;
-    const typename Hosts<V>::Clocks clocks = hosts_.clocks();
     int seen = 0;
     for (int i = 0; i < wanted * 4 && seen < wanted; ++i) {
       const std::uint32_t e = extents[random(static_cast<std::uint32_t>(extents.size()))];
@@ -251,7 +248,7 @@ class Eviction {
       const std::uint32_t k = random(slots);
       if (slots_.is_free(e, k)) continue;
       ++seen;
-      consider(pool_.first_slot(e) + k, clocks, coldest);
+      consider(pool_.first_slot(e) + k, coldest);
     }
     return coldest;
   }
@@ -260,25 +257,24 @@ class Eviction {
   Candidate scan(const std::vector<std::uint32_t>& extents, int wanted = kSamples) {
     Candidate coldest;
     if (extents.empty()) return coldest;
-    const typename Hosts<V>::Clocks clocks = hosts_.clocks();
     const std::uint32_t start = random(static_cast<std::uint32_t>(extents.size()));
     for (std::size_t k = 0; k < extents.size() && wanted > 0; ++k) {
       const std::uint32_t e = extents[(start + k) % extents.size()];
       const std::uint32_t slots = control_.extent(e).slots;
       for (std::uint32_t i = 0; i < slots && wanted > 0; ++i) {
-        if (!slots_.is_free(e, i)) wanted -= consider(pool_.first_slot(e) + i, clocks, coldest);
+        if (!slots_.is_free(e, i)) wanted -= consider(pool_.first_slot(e) + i, coldest);
       }
     }
     return coldest;
   }
 
   /// Keeps the colder of `coldest` and the chunk in `slot`; false if there is none or it is leased.
-  bool consider(std::uint32_t slot, const typename Hosts<V>::Clocks& clocks, Candidate& coldest) {
+  bool consider(std::uint32_t slot, Candidate& coldest) {
     if (!context_.slot_in_range(slot)) return false;
     const HotDescriptor* line = pool_.hot(slot);
     const std::uint64_t word = V::load(&line->word);
     if (!is_state(word) || state_of(word) != SlotState::ready) return false;
-    const SlotUse use = slot_use(context_, hosts_, clocks, slot, V::load(&line->born));
+    const SlotUse use = slot_use(context_, hosts_, slot, V::load(&line->born));
     if (use.leased) return false;
     const std::uint64_t age =
         use.idle_ms + std::uint64_t{std::min(V::load(&line->depth), kDepthLimit)} * kDepthAgeMs;

@@ -29,7 +29,6 @@ class Walk {
     std::uint32_t slot = cursor;
     ExtentHeader header{};
     std::uint32_t loaded = ~0u;
-    const typename Hosts<V>::Clocks clocks = hosts_.clocks();
     while (slot < pool_.slot_limit() && entries.size() < most) {
       const std::uint32_t e = pool_.extent_of(slot);
       const std::uint32_t i = slot - pool_.first_slot(e);
@@ -52,7 +51,7 @@ class Walk {
         entry.depth = record.hot.depth;
         entry.closing = state_of(record.hot.word) == SlotState::closing;
         // A chunk's birth is told in its owner's ticks.
-        const SlotUse use = slot_use(context_, hosts_, clocks, slot, born_here(header.owner, record.hot.born));
+        const SlotUse use = slot_use(context_, hosts_, slot, born_here(header.owner, record.hot.born));
         entry.idle_ms = use.idle_ms;
         entry.leased = use.leased;
       }

@@ -83,7 +83,8 @@ def test_never_wrong_while_chunks_are_evicted(launch: Launch, mode: dict[str, bo
         loaded, missing, wrong = engine.answer()
         assert wrong == 0
         assert loaded > 0 and missing > 0
-    assert engines[0].do("stats")["evictions"] > 0
+    # Of two hosts one may make all the room.
+    assert sum(engine.do("stats")["evictions"] for engine in engines) > 0
     for engine in engines:
         assert engine.do("clean")
         assert engine.do("log") == []

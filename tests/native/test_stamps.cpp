@@ -126,13 +126,13 @@ void recency_is_the_newest_use_of_any_host(const std::string& directory) {
   const std::uint32_t born = a.pool->hot(slot)->born;
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
   b.beat();
-  CHECK(slot_use(a.context, a.hosts, a.hosts.clocks(), slot, born).idle_ms >= 50);
+  CHECK(slot_use(a.context, a.hosts, slot, born).idle_ms >= 50);
   b.leases.touch(slot);
-  const SlotUse touched = slot_use(a.context, a.hosts, a.hosts.clocks(), slot, born);
+  const SlotUse touched = slot_use(a.context, a.hosts, slot, born);
   CHECK(touched.idle_ms < 50);
   CHECK(!touched.leased);
   *a.pool->stamp(1, slot) = 0x8000'0000;  // garbage is no use
-  CHECK(!slot_use(a.context, a.hosts, a.hosts.clocks(), slot, born).leased);
+  CHECK(!slot_use(a.context, a.hosts, slot, born).leased);
 }
 
 void run(const std::string& directory) {
