@@ -316,6 +316,25 @@ class Pool:
             for entry in entries:
                 yield Entry(**entry)
 
+    def extent_of(self, slot: int) -> tuple[int, int]:
+        """The extent of a slot, and the address at which its ``info.extent_size`` bytes of payload
+        begin in this process. Raises InvalidArgumentError for a slot that there is not."""
+        return self._native.extent_of(slot)
+
+    def some_keys_of(self, extent: int) -> list[bytes]:
+        """Records of some chunks in an extent; empty when it holds none."""
+        first = extent * self._native.slots_per_extent
+        entries, _, _ = self._native.entries(first, 8)
+        return [entry["record"] for entry in entries if entry["extent"] == extent]
+
+    def hold_pages(self) -> None:
+        """Keeps the pool's memory in place for GPUs, until this handle is closed: processes of this
+        host do not give the payload of extents that become empty back to the file system. (Other
+        hosts may, in a pool of files.)
+
+        Register an extent with a device only while a view or a reservation in it is held."""
+        self._native.hold_pages()
+
     def stats(self) -> dict[str, int]:
         """Counters of this host since it recovered, and gauges of its part of the pool. Walks all
         its slots.

@@ -45,6 +45,11 @@ class Reservation:
         return self._native.address
 
     @property
+    def slot(self) -> int:
+        """Number of the slot."""
+        return self._native.slot
+
+    @property
     def done(self) -> bool:
         """Was it committed or aborted?"""
         return self._native.done

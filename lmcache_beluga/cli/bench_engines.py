@@ -29,6 +29,7 @@ _SETTLE_S = 20.0
 _ATTEMPTS = 5
 
 POOL = "beluga"
+IN_PLACE = "beluga, in place"
 HOT = "hot cache"
 REDIS = "Redis"
 DISK = "disk"
@@ -121,8 +122,10 @@ class Contender:
             whole = (hit, loaded) == (self._workload.tokens, self._workload.tokens)
             if whole:
                 self._compare()
-            elif self._backend.title == POOL:
-                self._section.wrong.append(f"{POOL}: {hit} tokens hit, {loaded} loaded")
+            elif self._backend.title in (POOL, IN_PLACE):
+                self._section.wrong.append(
+                    f"{self._backend.title}: {hit} tokens hit, {loaded} loaded"
+                )
             if self._backend.drop is None:
                 self._engine.lmcache.clear(self._tokens())
             else:
@@ -192,25 +195,28 @@ class Contender:
 
 
 def run_engine(folder: Path, quick: bool, progress: Progress) -> Section:
-    """The pool against LMCache's own hot cache in DRAM."""
+    """The pool, also as LMCache's only memory (in place), against LMCache's own hot cache."""
     workload = _workload(quick)
     section = Section(f"LMCache engine, {workload}: pool against LMCache's hot cache")
-    backends = [_pool_backend(folder, workload), _hot_backend(workload)]
+    backends = [
+        _pool_backend(folder, workload),
+        _in_place_backend(folder, workload),
+        _hot_backend(workload),
+    ]
     found = _contest(section, folder, workload, backends, 5 if quick else 15, progress)
     for series in ("store", "lookup", "retrieve"):
         for title, contender in found.items():
             section.add(f"{series}, {title}", _ms(contender, series), "ms")
-    ratios = {
-        series: [
-            ours / theirs
-            for ours, theirs in zip(
-                found[POOL].series[series], found[HOT].series[series], strict=True
-            )
-        ]
-        for series in ("store", "retrieve")
-    }
-    section.add("store, pool / hot cache", ratios["store"], "x")
-    section.add("retrieve, pool / hot cache", ratios["retrieve"], "x", Bar(True, 1.10))
+    for title in (POOL, IN_PLACE):
+        for series in ("store", "retrieve"):
+            ratios = [
+                ours / theirs
+                for ours, theirs in zip(
+                    found[title].series[series], found[HOT].series[series], strict=True
+                )
+            ]
+            bar = Bar(True, 1.10) if series == "retrieve" else None
+            section.add(f"{series}, {title} / {HOT}", ratios, "x", bar)
     return section
 
 
@@ -348,6 +354,21 @@ extra_config:
         (folder / "engine.pool").unlink(missing_ok=True)
 
     return Backend(POOL, "beluga", _yaml(workload, lines), fresh)
+
+
+def _in_place_backend(folder: Path, workload: Workload) -> Backend:
+    path = folder / "in-place.pool"
+    lines = f"""\
+storage_plugins: ["LocalCPUBackend"]
+extra_config:
+  storage_plugin.LocalCPUBackend.module_path: lmcache_beluga
+  storage_plugin.LocalCPUBackend.class_name: BelugaBackend
+  beluga.pool: {path}
+  beluga.size: {int(workload.gib * (1 << 30)) + (256 << 20)}
+  beluga.chunk_hint: {workload.bytes // workload.chunks}
+"""
+    yaml = f"chunk_size: {_CHUNK_TOKENS}\nlocal_cpu: false\nmax_local_cpu_size: 0\n{lines}"
+    return Backend(IN_PLACE, "LocalCPUBackend", yaml, lambda: path.unlink(missing_ok=True))
 
 
 def _hot_backend(workload: Workload) -> Backend:

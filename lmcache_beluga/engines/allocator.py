@@ -15,6 +15,7 @@ from lmcache_beluga.engines.trouble import TroubleLog, logger
 from lmcache_beluga.errors import BelugaError
 
 if TYPE_CHECKING:
+    from lmcache_beluga.engines.reach import Reach
     from lmcache_beluga.pool import Pool, Reservation, View
 
 WAIT_S = 5.0
@@ -25,8 +26,9 @@ class PoolAllocator(MemoryAllocatorInterface):  # type: ignore[misc]
     """Makes PoolMemoryObj objects, over free slots for stores and over leased chunks for reads,
     and takes back what they held."""
 
-    def __init__(self, pool: Pool, trouble: TroubleLog) -> None:
+    def __init__(self, pool: Pool, trouble: TroubleLog, reach: Reach) -> None:
         self._pool = pool
+        self._reach = reach
         self._trouble = trouble
         self._closed = False
         self.lost_leases = 0
@@ -105,10 +107,14 @@ class PoolAllocator(MemoryAllocatorInterface):  # type: ignore[misc]
 
     def _reserve(self, nbytes: int) -> Reservation | None:
         try:
-            return self._pool.reserve(nbytes)
+            reservation = self._pool.reserve(nbytes)
         except BelugaError as error:
             self._trouble.failed("allocating in the pool", error)
             return None
+        if reservation is not None and not self._reach.covers(reservation):
+            reservation.abort()
+            return None
+        return reservation
 
     def _give_up(self, reservation: Reservation) -> None:
         reservation.abort()
@@ -116,6 +122,7 @@ class PoolAllocator(MemoryAllocatorInterface):  # type: ignore[misc]
     def _end_lease(self, view: View) -> None:
         # The after-transfer check. LMCache drops its reference when the copy to the GPU is done,
         # but takes no verdict from it, so all that can be done here is to say so.
+        self._reach.settle()
         if not self._closed and not view.valid():
             self.lost_leases += 1
             if times := self._trouble.due("lost lease"):

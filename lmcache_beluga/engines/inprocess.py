@@ -23,6 +23,7 @@ from lmcache_beluga.engines.clearing import remove_chunks_of
 from lmcache_beluga.engines.layerwise_gaps import storing_after_a_gap
 from lmcache_beluga.engines.layout import Layout, LayoutCodec
 from lmcache_beluga.engines.prefix_depths import PrefixDepths
+from lmcache_beluga.engines.reach import Reach
 from lmcache_beluga.engines.reader import ChunkReader
 from lmcache_beluga.engines.trouble import TroubleLog, logger
 from lmcache_beluga.engines.writer import ChunkWriter
@@ -49,8 +50,9 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
 
     LMCache makes it from its YAML file: ``storage_plugins``, and ``beluga.*`` in ``extra_config``.
     Retrieved objects are views of the pool under lease; copies where LMCache's hot cache would keep
-    them, and for GPUs. Stored objects are copied once, or not at all where LMCache has no CPU
-    memory of its own (``max_local_cpu_size: 0``) and therefore allocates here.
+    them, and for devices that cannot reach the pool. Stored objects are copied once, or not at all
+    where LMCache has no CPU memory of its own (``max_local_cpu_size: 0``) and therefore allocates
+    here. A GPU reaches the pool through memory that is registered with CUDA.
 
     What goes wrong with the pool at run time is logged, and LMCache is told of a miss or stores
     nothing. Only layerwise loading of a chunk that vanished in the middle raises LookupError:
@@ -74,10 +76,9 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
             local_cpu_backend=local_cpu_backend,
             loop=loop,
         )
-        # LMCache's GPU connectors take memory that is registered with CUDA, and fail on other.
-        self._copies_for_gpu = torch.device(dst_device).type != "cpu"
         try:
             self._pool = self._open()
+            self._reach = self._connect(torch.device(dst_device))
         except BelugaError as error:
             logger.error(
                 "LMCache goes on without the storage backend of lmcache-beluga. %s: %s",
@@ -95,16 +96,22 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
         self.memory_allocator = self.initialize_allocator(config, metadata)
         self._codec = LayoutCodec()
         parts = (self._pool, self._codec, self.memory_allocator, self._trouble)
-        self._reader = ChunkReader(*parts)
+        self._reader = ChunkReader(*parts, self._reach)
         self._writer = ChunkWriter(*parts)
         logger.info("attached to pool %s as %s", self._pool.uuid, metadata.role)
 
-    def _open(self) -> Pool:
-        if self._copies_for_gpu and self.local_cpu_backend is None:
+    def _connect(self, device: torch.device) -> Reach:
+        # Layerwise connectors launch the copies of a layer, and do not wait for those of the last.
+        reach = Reach(self._pool, device, drops_early=self.config.use_layerwise)
+        if not reach.possible and self.local_cpu_backend is None:
+            self._pool.close()
             raise UnsupportedError(
                 "LMCache's GPU connectors need memory that is registered with CUDA, and the pool's "
                 "is not: give LMCache CPU memory of its own, a max_local_cpu_size of 1 (GB) or more"
             )
+        return reach
+
+    def _open(self) -> Pool:
         settings = Settings.from_extra_config(self.config.extra_config, os.environ)
         arguments = settings.pool_arguments()
         scheme = arguments.setdefault("key_scheme", hash_scheme(self.config, self.metadata))
@@ -212,15 +219,16 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
 
         Raises LookupError in layerwise loading when one is missing.
         """
+        objs: list[MemoryObj] = []
         try:
             # LMCache does not write these back to its hot cache, so views will do.
-            if self._copies_for_gpu:
-                objs = await asyncio.to_thread(self._reader.copies, keys, self.local_cpu_backend)
-            else:
+            if self._reach.possible:
                 objs = self._reader.views(keys)
+            if not self._reach.possible and self.local_cpu_backend is not None:
+                rest = keys[len(objs) :]
+                objs += await asyncio.to_thread(self._reader.copies, rest, self.local_cpu_backend)
         except Exception as error:
             self._failed("get", error)
-            objs = []
         # From here on the objects' own leases hold the chunks.
         self.cancel_request(lookup_id)
         # Prefetches name the lengths of the chunks; LMCache counts what it gets and uses no more.
@@ -245,10 +253,10 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
         try:
             # The hot cache keeps what a blocking get returns, and views would keep the pool's
             # chunks leased for ever.
-            if hot_cache or self._copies_for_gpu:
-                objs += self._reader.copies(keys, self.local_cpu_backend)
-            else:
+            if self._reach.possible and not hot_cache:
                 objs += self._reader.views(keys)
+            if hot_cache or (not self._reach.possible and self.local_cpu_backend is not None):
+                objs += self._reader.copies(keys[len(objs) :], self.local_cpu_backend)
         except Exception as error:
             self._failed("get", error)
         return objs + [None] * (len(keys) - len(objs))
@@ -399,7 +407,7 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
         self, config: LMCacheEngineConfig, metadata: LMCacheMetadata
     ) -> PoolAllocator:
         """An allocator over the pool."""
-        return PoolAllocator(self._pool, self._trouble)
+        return PoolAllocator(self._pool, self._trouble, self._reach)
 
     def get_memory_allocator(self) -> PoolAllocator:
         """The allocator over the pool."""
@@ -463,6 +471,7 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
         self._closed = True
         self._prefetch_pins.clear()
         self.memory_allocator.close()
+        self._reach.close()
         self._pool.close()
 
     def _failed(self, operation: str, error: Exception) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lmcache.utils import CacheEngineKey
     from lmcache.v1.storage_backend.local_cpu_backend import LocalCPUBackend
 
+    from lmcache_beluga.engines.reach import Reach
     from lmcache_beluga.pool import Pool, View
 
 
@@ -23,15 +24,22 @@ class ChunkReader:
     """Reads runs of chunks from the beginning of a prompt; ends at the first that is missing."""
 
     def __init__(
-        self, pool: Pool, codec: LayoutCodec, allocator: PoolAllocator, trouble: TroubleLog
+        self,
+        pool: Pool,
+        codec: LayoutCodec,
+        allocator: PoolAllocator,
+        trouble: TroubleLog,
+        reach: Reach,
     ) -> None:
         self._pool = pool
         self._codec = codec
         self._allocator = allocator
         self._trouble = trouble
+        self._reach = reach
 
     def views(self, keys: Sequence[CacheEngineKey]) -> list[MemoryObj]:
-        """Objects over the pool's own bytes for the longest present prefix of ``keys``.
+        """Objects over the pool's own bytes for the longest present prefix of ``keys``, as far as
+        the GPU can reach them, if it is for a GPU.
 
         Each holds a lease until LMCache drops its last reference.
         """
@@ -45,8 +53,12 @@ class ChunkReader:
                 if layout.fmt is MemoryFormat.BINARY_BUFFER:
                     objs.append(BytesBufferMemoryObj(view.array.tobytes()))
                     view.release()
-                else:
+                elif self._reach.covers(view):
                     objs.append(over(view, layout))
+                else:
+                    for rest in views[len(objs) :]:
+                        rest.release()
+                    break
         except ValueError as error:
             self._say_unreadable(error)
             for view in views[len(objs) :]:

@@ -219,6 +219,15 @@ void bind_pool(nb::module_& m) {
              nb::gil_scoped_release unlocked;
              return p->evict(bytes);
            }, "nbytes"_a)
+      .def_prop_ro("slots_per_extent", [](const PoolPtr& p) { return p->context().sb().slots_per_extent; })
+      .def("hold_pages", [](const PoolPtr& p) { p->hold_pages(); })
+      .def("extent_of",
+           [](const PoolPtr& p, std::uint32_t slot) {
+             const PoolMemory& memory = *p->context().pool;
+             if (slot >= memory.slot_limit()) throw Error(ErrorKind::invalid_argument, "no such slot");
+             const std::uint32_t extent = memory.extent_of(slot);
+             return nb::make_tuple(extent, reinterpret_cast<std::uintptr_t>(memory.payload(extent)));
+           }, "slot"_a, nb::sig("def extent_of(self, slot: int) -> tuple[int, int]"))
       .def("entries",
            [](const PoolPtr& p, std::uint32_t cursor, std::size_t most) -> Listed {
              std::vector<Entry> entries;

@@ -73,7 +73,8 @@ struct alignas(kLine) ProcessEntry {
   std::uint64_t started;  // field 22 of /proc/PID/stat: a reused pid does not match
   std::uint64_t pid_namespace;
   std::uint64_t died;  // boot_ms at which its death was first seen without a pidfd to confirm it; 0: not yet
-  std::uint8_t zeros[32];
+  std::uint32_t holds_pages;  // 1: a GPU reaches the pool's pages by their physical addresses, which must stay
+  std::uint8_t zeros[28];
   Counters counters;
 };
 static_assert(sizeof(ProcessEntry) == 512);

@@ -189,10 +189,14 @@ class Extents {
     }
   }
 
-  /// Gives the payload of an own extent back to the file system. In the extent every slot is free, and none is taken
-  /// meanwhile; whoever takes one later asks for storage again.
+  /// Gives the payload of an own extent back to the file system, unless a GPU of some process reaches it: that would go
+  /// on reading and writing the old pages. In the extent every slot is free, and none is taken meanwhile, so that
+  /// nobody begins to hold its pages now; whoever takes one later asks for storage again.
   void drop_storage(std::uint32_t extent) const {
     context_.control->extent(extent).reserved_bytes = 0;
+    for (std::uint32_t p = 0; p < kMaxProcesses; ++p) {
+      if (V::load(&context_.control->process(p).holds_pages)) return;
+    }
     pool_.punch_payload(extent);
   }
 

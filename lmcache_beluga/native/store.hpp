@@ -328,6 +328,11 @@ class Store final : public PoolCore {
     return self_.eviction.evict_bytes(bytes);
   }
 
+  void hold_pages() override {
+    check_open();
+    V::store(&context_.control->process(context_.process - 1).holds_pages, std::uint32_t{1});
+  }
+
   std::vector<Entry> list(std::uint32_t& cursor, std::size_t most) override {
     check_open();
     return walk_.list(cursor, most);
@@ -659,6 +664,7 @@ class Store final : public PoolCore {
       V::store(&entry.counters.values[c], std::uint64_t{0});
     }
     if (p + 1 != context_.process) context_.count(Count::swept_processes);  // not one that leaves in order
+    V::store(&entry.holds_pages, std::uint32_t{0});
     V::store(&entry.state, std::uint32_t{0});
   }
 

@@ -76,7 +76,7 @@ def test_noncoherent(tmp_path: Path) -> None:
 def test_engines(tmp_path: Path) -> None:
     sections = run(tmp_path, "engine", "compare")
     names = {row["name"] for row in sections["engine"]["rows"]}
-    assert "retrieve, pool / hot cache" in names
+    assert "retrieve, beluga / hot cache" in names
     names = {row["name"] for row in sections["compare"]["rows"]}
     assert {"retrieve, beluga", "retrieve, Redis", "store, DAX"} <= names
 

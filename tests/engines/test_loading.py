@@ -9,6 +9,8 @@ import pytest
 import torch
 from engine_harness import CHUNK, Engine, Group, assert_same_bytes, prompt
 
+from lmcache_beluga.engines.reach import Reach
+
 Start = Callable[..., Engine]
 
 # LMCache lets a backend of this name allocate when it has no CPU memory of its own.
@@ -157,10 +159,12 @@ def test_backend_is_recreated(start: Start) -> None:
 
 
 @pytest.mark.parametrize("mode", ["sync", "async", "layerwise", "mla", "kv-groups"])
-def test_copies_for_a_gpu(start: Start, mode: str) -> None:
+def test_copies_for_a_gpu_that_cannot_reach_the_pool(
+    start: Start, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LMCache's GPU connectors need memory that CUDA knows: LMCache's own."""
     storing, loading = start(**MODES[mode]), start(**MODES[mode])
-    loading.backend._copies_for_gpu = True
+    monkeypatch.setattr(Reach, "possible", False)
     tokens = prompt(3 * CHUNK, seed=1)
     kv = storing.store(tokens, seed=1)
     loading.expect_hit(tokens, kv, "request")

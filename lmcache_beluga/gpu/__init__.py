@@ -1,0 +1,1 @@
+"""GPUs on the pool: their access to its memory."""

@@ -1,0 +1,67 @@
+"""The CUDA runtime, as far as torch does not offer it: a thin seam, which tests replace."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from pathlib import Path
+
+#: Usable by all devices' contexts, and mapped into their address spaces (driver_types.h).
+_PORTABLE, _MAPPED = 1, 2
+_LIBRARY = re.compile(r"/\S*libcudart[-.\w]*\.so[.\d]*$")
+
+
+class CudaError(RuntimeError):
+    """A call of the CUDA runtime failed."""
+
+    def __init__(self, call: str, code: int, text: str) -> None:
+        super().__init__(f"{call}: {text} (error {code})")
+        self.code = code
+
+
+class CudaRuntime:
+    """The runtime library that torch has loaded into this process.
+
+    A failed call leaves an error behind that the next check of some innocent kernel launch would
+    raise; every method here takes it away and raises CudaError itself.
+    """
+
+    def __init__(self, device: int) -> None:
+        """``device``: ordinal of the GPU that registered memory is used with first. Raises OSError
+        when no CUDA runtime is loaded."""
+        import torch
+
+        torch.cuda.init()
+        self._device = device
+        self._library = ctypes.CDLL(_loaded_library())
+        self._library.cudaGetErrorString.restype = ctypes.c_char_p
+
+    def host_register(self, address: int, nbytes: int) -> None:
+        """Pins pages and lets every GPU reach them at the same addresses. Raises CudaError."""
+        self._call("cudaSetDevice", ctypes.c_int(self._device))
+        self._call(
+            "cudaHostRegister",
+            ctypes.c_void_p(address),
+            ctypes.c_size_t(nbytes),
+            ctypes.c_uint(_PORTABLE | _MAPPED),
+        )
+
+    def host_unregister(self, address: int) -> None:
+        """Undoes ``host_register``; waits for the GPUs' work. Raises CudaError."""
+        self._call("cudaSetDevice", ctypes.c_int(self._device))
+        self._call("cudaHostUnregister", ctypes.c_void_p(address))
+
+    def _call(self, name: str, *arguments: object) -> None:
+        code = getattr(self._library, name)(*arguments)
+        if code != 0:
+            text = self._library.cudaGetErrorString(code).decode()
+            self._library.cudaGetLastError()
+            raise CudaError(name, code, text)
+
+
+def _loaded_library() -> str:
+    """Path of the CUDA runtime in this process: another copy would have other state."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if found := _LIBRARY.search(line):
+            return found.group()
+    raise OSError("no CUDA runtime (libcudart) is loaded in this process")

@@ -1,0 +1,123 @@
+"""Registration of pool memory against a stand-in for the CUDA runtime: what is asked, and when."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lmcache_beluga.gpu.cuda_runtime import CudaError
+from lmcache_beluga.gpu.registration import Registration
+from lmcache_beluga.pool import Pool
+
+EXTENT = 1 << 20
+CHUNK = np.arange(64 << 10, dtype=np.uint8)
+
+
+class RecordingRuntime:
+    """Registers nothing, and remembers what it was asked; refuses from the ``refuse``th on."""
+
+    def __init__(self, refuse: int = 1 << 30) -> None:
+        self.registered: dict[int, int] = {}
+        self.calls: list[str] = []
+        self._left = refuse
+
+    def host_register(self, address: int, nbytes: int) -> None:
+        self.calls.append("register")
+        if self._left == 0:
+            raise CudaError("cudaHostRegister", 2, "out of memory")
+        self._left -= 1
+        assert address not in self.registered
+        self.registered[address] = nbytes
+
+    def host_unregister(self, address: int) -> None:
+        self.calls.append("unregister")
+        del self.registered[address]
+
+
+@pytest.fixture
+def pool(pool_path: Path) -> Iterator[Pool]:
+    Pool.format(pool_path, size=16 << 20, extent_size=EXTENT, chunk_hint=CHUNK.nbytes)
+    with Pool.attach(pool_path) as pool:
+        yield pool
+
+
+def covered(runtime: RecordingRuntime, address: int, nbytes: int) -> bool:
+    return any(
+        begin <= address and address + nbytes <= begin + size
+        for begin, size in runtime.registered.items()
+    )
+
+
+def test_what_is_used_is_registered_once(pool: Pool) -> None:
+    runtime = RecordingRuntime()
+    registration = Registration(pool, runtime)
+    pool.put(b"chunk", CHUNK)
+    with pool.get(b"chunk") as view, pool.reserve(CHUNK.nbytes) as slot:
+        for hold in (view, slot, view):
+            assert registration.covers(hold)
+            assert covered(runtime, hold.address, CHUNK.nbytes)
+        assert registration.nbytes == EXTENT * len(runtime.registered)
+        assert runtime.calls.count("register") == len(runtime.registered)
+    registration.close()
+    assert runtime.registered == {}
+    registration.close()
+    assert runtime.calls.count("unregister") == runtime.calls.count("register")
+
+
+def test_nothing_is_asked_again_after_a_refusal(
+    pool: Pool, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime = RecordingRuntime(refuse=0)
+    registration = Registration(pool, runtime)
+    pool.put(b"chunk", CHUNK)
+    with pool.get(b"chunk") as view:
+        assert not registration.covers(view)
+        assert not registration.covers(view)
+    assert "out of memory" in registration.refused
+    assert runtime.calls == ["register"]
+    assert len(caplog.records) == 1
+    registration.close()
+
+
+def test_extents_with_chunks_are_registered_ahead(pool: Pool) -> None:
+    for number in range(40):
+        pool.put(b"%d" % number, CHUNK)
+    used = {entry.extent for entry in list(pool.keys())}
+    assert len(used) > 1
+    runtime = RecordingRuntime()
+    registration = Registration(pool, runtime)
+    registration.begin_ahead()
+    deadline = time.monotonic() + 30
+    while len(runtime.registered) < len(used):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    registration.close()
+
+
+def test_pages_stay_while_a_device_holds_them(pool: Pool, pool_path: Path) -> None:
+    """A GPU would go on with the old pages of an extent whose storage was given back."""
+
+    def blocks() -> int:
+        return pool_path.stat().st_blocks
+
+    def filled() -> int:
+        for number in range(100):
+            pool.put(b"%d" % number, CHUNK)
+        return blocks()
+
+    full = filled()
+    pool.clear()
+    assert blocks() < full // 2
+    with Pool.attach(pool_path) as other:
+        registration = Registration(other, RecordingRuntime())
+        full = filled()
+        pool.clear()
+        assert blocks() >= full
+        registration.close()
+    full = filled()
+    pool.clear()
+    assert blocks() < full // 2
