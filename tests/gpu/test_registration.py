@@ -8,34 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from recording_runtime import RecordingRuntime
 
-from lmcache_beluga.gpu.cuda_runtime import CudaError
 from lmcache_beluga.gpu.registration import Registration
 from lmcache_beluga.pool import Pool
 
 EXTENT = 1 << 20
 CHUNK = np.arange(64 << 10, dtype=np.uint8)
-
-
-class RecordingRuntime:
-    """Registers nothing, and remembers what it was asked; refuses from the ``refuse``th on."""
-
-    def __init__(self, refuse: int = 1 << 30) -> None:
-        self.registered: dict[int, int] = {}
-        self.calls: list[str] = []
-        self._left = refuse
-
-    def host_register(self, address: int, nbytes: int) -> None:
-        self.calls.append("register")
-        if self._left == 0:
-            raise CudaError("cudaHostRegister", 2, "out of memory")
-        self._left -= 1
-        assert address not in self.registered
-        self.registered[address] = nbytes
-
-    def host_unregister(self, address: int) -> None:
-        self.calls.append("unregister")
-        del self.registered[address]
 
 
 @pytest.fixture
