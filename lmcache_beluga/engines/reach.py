@@ -32,10 +32,12 @@ class Reach:
                 "so chunks are copied through LMCache's own; pools on devices are used in place"
             )
             return
-        index = device.index if device.index is not None else torch.cuda.current_device()
-        self._device = index
+        index = device.index
+        if index is None and torch.cuda.is_available():
+            index = torch.cuda.current_device()  # of this thread; others begin with 0
+        self._device = index or 0
         try:
-            self._registration = Registration(pool, CudaRuntime(index))
+            self._registration = Registration(pool, CudaRuntime(self._device))
         except (OSError, RuntimeError, CudaError) as error:
             logger.warning(
                 "the pool's memory cannot be registered with CUDA, so chunks are copied through "

@@ -28,9 +28,11 @@ class CudaRuntime:
 
     def __init__(self, device: int) -> None:
         """``device``: ordinal of the GPU that registered memory is used with first. Raises OSError
-        when no CUDA runtime is loaded."""
+        when there is none, or no CUDA runtime is loaded."""
         import torch
 
+        if not torch.cuda.is_available():
+            raise OSError("torch finds no CUDA device")
         torch.cuda.init()
         self._device = device
         self._library = ctypes.CDLL(_loaded_library())
