@@ -477,6 +477,7 @@ void Cluster::format(std::uint32_t number) {
     }
     store_words<V>(shared, &sb, sizeof(sb));
     V::confirm(Point::superblock, shared, sb.metadata_bytes);
+    oracle_.formatted();  // once more: what an old user wrote meanwhile is gone, too
     sb.magic = kMagic;
     V::store(&shared->magic, kMagic);
     V::confirm(Point::superblock, shared, kLine);
