@@ -87,7 +87,8 @@ def test_never_wrong_while_chunks_are_evicted(launch: Launch, mode: dict[str, bo
     assert sum(engine.do("stats")["evictions"] for engine in engines) > 0
     for engine in engines:
         assert engine.do("clean")
-        assert engine.do("log") == []
+        # A host whose few chunks are all being loaded at one moment may refuse to store.
+        assert [said for said in engine.do("log") if "is in use" not in said] == []
 
 
 def test_tensor_parallel_ranks(launch: Launch) -> None:
