@@ -321,11 +321,14 @@ class Pool:
         begin in this process. Raises InvalidArgumentError for a slot that there is not."""
         return self._native.extent_of(slot)
 
-    def some_keys_of(self, extent: int) -> list[bytes]:
-        """Records of some chunks in an extent; empty when it holds none."""
-        first = extent * self._native.slots_per_extent
-        entries, _, _ = self._native.entries(first, 8)
-        return [entry["record"] for entry in entries if entry["extent"] == extent]
+    def one_of_each_extent(self) -> Iterator[Entry]:
+        """A chunk of each extent that holds any, in order, as they are when the walk comes by."""
+        cursor, done = 0, False
+        while not done:
+            entries, cursor, done = self._native.entries(cursor, 1)
+            for entry in entries:
+                yield Entry(**entry)
+                cursor = (entry["extent"] + 1) * self._native.slots_per_extent
 
     def hold_pages(self) -> None:
         """Keeps the pool's memory in place for GPUs, until this handle is closed: processes of this

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmcache_beluga.engines.trouble import logger
-from lmcache_beluga.gpu.cuda_runtime import CudaError, CudaRuntime
+from lmcache_beluga.gpu.cuda_runtime import CudaRuntime
 from lmcache_beluga.gpu.registration import Registration
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Reach:
         self._device = index or 0
         try:
             self._registration = Registration(pool, CudaRuntime(self._device))
-        except (OSError, RuntimeError, CudaError) as error:
+        except (OSError, RuntimeError) as error:
             logger.warning(
                 "the pool's memory cannot be registered with CUDA, so chunks are copied through "
                 "LMCache's own: %s",

@@ -89,17 +89,13 @@ class Registration:
 
     def _register_ahead(self) -> None:
         try:
-            for extent in range(self._pool.info.extents):
+            for entry in self._pool.one_of_each_extent():
                 if self._closing.is_set() or self._refused:
                     return
-                if extent in self._registered:
-                    continue
-                for key in self._pool.some_keys_of(extent):
-                    view = self._pool.get(key)
-                    if view is not None:
-                        with view:
-                            self.covers(view)
-                        break
+                view = self._pool.get(entry.record)
+                if view is not None:  # else it is registered when it is needed
+                    with view:
+                        self.covers(view)
         except Exception as error:  # the pool was closed, or is gone: nothing is needed any more
             if not self._closing.is_set():
                 logger.warning("registering the pool's memory ahead of need ended: %s", error)
