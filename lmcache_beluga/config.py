@@ -24,8 +24,10 @@ KEY_PREFIX = "beluga."
 VARIABLE_PREFIX = "BELUGA_"
 
 
-def _setting(kind: Kind[T], default: T, meaning: str, *, default_text: str = "") -> T:
-    metadata = {"kind": kind, "meaning": meaning, "default_text": default_text}
+def _setting(
+    kind: Kind[T], default: T, meaning: str, *, default_text: str = "", of_pool: bool = True
+) -> T:
+    metadata = {"kind": kind, "meaning": meaning, "default_text": default_text, "of_pool": of_pool}
     # To type checkers, dataclasses.field() returns the type of its default.
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -171,6 +173,14 @@ class Settings:
         "same one.",
         default_text="/dev/shm",
     )
+    lmcache_hooks: bool = _setting(
+        kinds.BOOLEAN,
+        True,
+        "Wrap a few methods of LMCache, in versions that this was tested with, so that it gathers "
+        "KV in the pool instead of copying it there, moves chunks at the speed of a GPU's bus, and "
+        "computes again what was lost while it was loaded.",
+        of_pool=False,
+    )
 
     def __post_init__(self) -> None:
         if self.size is not None and self.host_id >= self.max_hosts:
@@ -232,7 +242,7 @@ class Settings:
                 "/dev/shm/beluga.pool, in LMCache's extra_config or in the environment variable "
                 "BELUGA_POOL"
             )
-        arguments = {s.pool_argument: getattr(self, s.attribute) for s in SETTINGS}
+        arguments = {s.pool_argument: getattr(self, s.attribute) for s in SETTINGS if s.of_pool}
         return {name: value for name, value in arguments.items() if value is not None}
 
 
@@ -249,6 +259,8 @@ class Setting:
     default_text: str
     meaning: str
     """One or two sentences, in Markdown."""
+    of_pool: bool
+    """Whether ``Pool.open`` takes it; the others are for LMCache's engines."""
 
     @property
     def key(self) -> str:
@@ -288,6 +300,7 @@ def _rows() -> tuple[Setting, ...]:
                 default=field.default,
                 default_text=metadata["default_text"] or kind.show(field.default),
                 meaning=metadata["meaning"],
+                of_pool=metadata["of_pool"],
             )
         )
     return tuple(rows)

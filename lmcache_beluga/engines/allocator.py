@@ -13,10 +13,13 @@ from lmcache_beluga.engines.layout import Layout
 from lmcache_beluga.engines.memory_obj import PoolMemoryObj
 from lmcache_beluga.engines.trouble import TroubleLog, logger
 from lmcache_beluga.errors import BelugaError
+from lmcache_beluga.reservation import Reservation
+from lmcache_beluga.view import View
 
 if TYPE_CHECKING:
+    from lmcache_beluga.engines.gpu_pipeline import GpuPipeline
     from lmcache_beluga.engines.reach import Reach
-    from lmcache_beluga.pool import Pool, Reservation, View
+    from lmcache_beluga.pool import Pool
 
 WAIT_S = 5.0
 WAIT_STEP_S = 0.05
@@ -26,13 +29,20 @@ class PoolAllocator(MemoryAllocatorInterface):  # type: ignore[misc]
     """Makes PoolMemoryObj objects, over free slots for stores and over leased chunks for reads,
     and takes back what they held."""
 
-    def __init__(self, pool: Pool, trouble: TroubleLog, reach: Reach) -> None:
+    def __init__(self, pool: Pool, trouble: TroubleLog, reach: Reach, hooked: bool) -> None:
+        """``hooked``: LMCache's transfers of these objects come by here, see lmcache_hooks."""
+        self.hooked = hooked
         self._pool = pool
         self._reach = reach
         self._trouble = trouble
         self._closed = False
         self.lost_leases = 0
-        """Objects whose lease had ended before LMCache dropped them."""
+        """Objects whose lease had ended before they were read to the end."""
+
+    @property
+    def pipeline(self) -> GpuPipeline | None:
+        """What moves chunks faster than LMCache's connectors do; None on a CPU."""
+        return self._reach.pipeline
 
     def allocate(
         self,
@@ -119,18 +129,37 @@ class PoolAllocator(MemoryAllocatorInterface):  # type: ignore[misc]
     def _give_up(self, reservation: Reservation) -> None:
         reservation.abort()
 
+    def judge(self, obj: PoolMemoryObj) -> bool:
+        """Whether the bytes that were read from ``obj`` until now are the chunk's.
+
+        The verdict is the caller's from here on: the end of the lease takes no other.
+        """
+        hold = obj.hold
+        intact = hold is not None and (isinstance(hold, Reservation) or hold.valid())
+        if not intact and not self._closed:
+            self._count_lost("LMCache counts it as not loaded, so that it is computed again")
+        if isinstance(hold, View):
+            obj.swap_hold(hold, _release)
+        return intact
+
     def _end_lease(self, view: View) -> None:
-        # The after-transfer check. LMCache drops its reference when the copy to the GPU is done,
-        # but takes no verdict from it, so all that can be done here is to say so.
+        # Where nobody asked for a verdict after the transfer, all that can be done is to say so.
         self._reach.settle()
         if not self._closed and not view.valid():
-            self.lost_leases += 1
-            if times := self._trouble.due("lost lease"):
-                logger.error(
-                    "a lease on a chunk was lost while LMCache read it (%d times since last "
-                    "reported): the request it was loaded for may have seen wrong KV. The process "
-                    "was stopped for longer than beluga.lease or beluga.dead_after, or the pool "
-                    "was formatted or truncated under it",
-                    times,
-                )
+            self._count_lost("the request it was loaded for may have seen wrong KV")
         view.release()
+
+    def _count_lost(self, consequence: str) -> None:
+        self.lost_leases += 1
+        if times := self._trouble.due(consequence):
+            logger.error(
+                "a lease on a chunk was lost while LMCache read it (%d times since last "
+                "reported): %s. The process was stopped for longer than beluga.lease or "
+                "beluga.dead_after, or the pool was formatted or truncated under it",
+                times,
+                consequence,
+            )
+
+
+def _release(view: View) -> None:
+    view.release()

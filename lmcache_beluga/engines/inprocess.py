@@ -18,6 +18,7 @@ from lmcache.v1.storage_backend.abstract_backend import (
 from lmcache.v1.storage_backend.local_cpu_backend import LocalCPUBackend
 
 from lmcache_beluga.config import Settings
+from lmcache_beluga.engines import lmcache_hooks
 from lmcache_beluga.engines.allocator import PoolAllocator
 from lmcache_beluga.engines.clearing import remove_chunks_of
 from lmcache_beluga.engines.layerwise_gaps import storing_after_a_gap
@@ -77,7 +78,8 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
             loop=loop,
         )
         try:
-            self._pool = self._open()
+            settings = Settings.from_extra_config(config.extra_config, os.environ)
+            self._pool = self._open(settings)
             self._reach = self._connect(torch.device(dst_device))
         except BelugaError as error:
             logger.error(
@@ -93,12 +95,35 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
         self._trouble = TroubleLog()
         self._depths = PrefixDepths()
         self._prefetch_pins: dict[str, Sequence[CacheEngineKey]] = {}
+        self._hooked = settings.lmcache_hooks and self._take_hooks()
+        self.gathers_in_pool = self._hooked and self._gather_in_pool()
+        """Whether LMCache is to allocate here what it stores, though it has memory of its own."""
         self.memory_allocator = self.initialize_allocator(config, metadata)
         self._codec = LayoutCodec()
         parts = (self._pool, self._codec, self.memory_allocator, self._trouble)
         self._reader = ChunkReader(*parts, self._reach)
         self._writer = ChunkWriter(*parts)
         logger.info("attached to pool %s as %s", self._pool.uuid, metadata.role)
+
+    def _take_hooks(self) -> bool:
+        unfit = lmcache_hooks.install()
+        if unfit:
+            logger.warning(
+                "LMCache is used as it is (%s), so chunks are copied once more when they are "
+                "stored, and a lease lost during a load is reported, not undone",
+                unfit,
+            )
+        return not unfit
+
+    def _gather_in_pool(self) -> bool:
+        # Where LMCache's hot cache keeps what is stored, that has to be in LMCache's memory.
+        gathers = self._reach.possible and not self.config.local_cpu and not self.config.enable_pd
+        local = self.local_cpu_backend
+        if gathers and local is not None:
+            # Asked by LMCache to know what to copy for its own CPU backend, which keeps nothing.
+            own = local.get_allocator_backend
+            local.get_allocator_backend = lambda: own() if local.use_hot else self
+        return bool(gathers)
 
     def _connect(self, device: torch.device) -> Reach:
         # Layerwise connectors launch the copies of a layer, and do not wait for those of the last.
@@ -111,8 +136,7 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
             )
         return reach
 
-    def _open(self) -> Pool:
-        settings = Settings.from_extra_config(self.config.extra_config, os.environ)
+    def _open(self, settings: Settings) -> Pool:
         arguments = settings.pool_arguments()
         scheme = arguments.setdefault("key_scheme", hash_scheme(self.config, self.metadata))
         try:
@@ -396,18 +420,19 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
 
     def get_allocator_backend(self) -> AllocatorBackendInterface:
         """Whose memory objects are to be in when they are put here: LMCache's CPU memory, unless
-        there is none.
+        there is none, or LMCache was made to gather KV here.
 
         Not always this backend: LMCache would copy into it with one thread, and only the first
         tensor of objects with several KV groups.
         """
-        return self if self.local_cpu_backend is None else self.local_cpu_backend
+        here = self.local_cpu_backend is None or self.gathers_in_pool
+        return self if here else self.local_cpu_backend
 
     def initialize_allocator(
         self, config: LMCacheEngineConfig, metadata: LMCacheMetadata
     ) -> PoolAllocator:
         """An allocator over the pool."""
-        return PoolAllocator(self._pool, self._trouble, self._reach)
+        return PoolAllocator(self._pool, self._trouble, self._reach, self._hooked)
 
     def get_memory_allocator(self) -> PoolAllocator:
         """The allocator over the pool."""

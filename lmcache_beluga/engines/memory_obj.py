@@ -194,6 +194,14 @@ class PoolMemoryObj(MemoryObj):  # type: ignore[misc]
         return self.raw_tensor
 
     @property
+    def bytes_in_use(self) -> torch.Tensor:
+        """uint8 of shape [size]. Raises ValueError once released."""
+        raw = self.raw_tensor
+        if raw is None:
+            raise ValueError("the object was released")
+        return raw[: self._used]
+
+    @property
     def tensor(self) -> torch.Tensor | None:
         """The bytes in use, as LMCache's dtype and shape; None once released.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lmcache_beluga.engines.gpu_pipeline import GpuPipeline
 from lmcache_beluga.engines.trouble import logger
 from lmcache_beluga.gpu.cuda_runtime import CudaRuntime
 from lmcache_beluga.gpu.registration import Registration
@@ -21,6 +22,8 @@ class Reach:
         """``drops_early``: LMCache gives chunks back while the device still reads them."""
         self._drops_early = drops_early
         self._registration: Registration | None = None
+        self.pipeline: GpuPipeline | None = None
+        """Moves chunks between the pool and a GPU that reaches it."""
         self._everything = device.type == "cpu"
         if device.type != "cuda":
             if not self._everything:
@@ -46,6 +49,7 @@ class Reach:
             )
             return
         self._registration.begin_ahead()
+        self.pipeline = GpuPipeline(self._device)
 
     @property
     def possible(self) -> bool:
