@@ -175,6 +175,10 @@ class Pool:
         """How many keys from the first on are present. Takes no lease."""
         return self._native.contains_prefix(keys)
 
+    def is_duplicate(self, key: Key) -> bool:
+        """Whether a put of ``key`` would find it present, and counts as such a put if so."""
+        return self._native.is_duplicate(key)
+
     def pin_prefix(self, keys: Sequence[Key]) -> int:
         """Like :meth:`contains_prefix`, and pins those keys: leased until :meth:`unpin`, or
         ``pin_timeout_ms``.

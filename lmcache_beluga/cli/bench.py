@@ -27,7 +27,9 @@ _SECTIONS = {
     "compare": "bench_engines:run_compare",
     "hammer": "bench_hammer:run",
     "noncoherent": "bench_noncoherent:run",
+    "gpus": "bench_gpus:run",
 }
+_FOR_GPUS = {"gpus"}
 
 EPILOG = """\b
 Sections:
@@ -37,6 +39,7 @@ Sections:
   compare  the same against LMCache's Redis, local-disk and DAX backends
   hammer   several processes on one pool at once, every read verified
   noncoherent  what flushes and fences cost: lookups with 2, 4 and 16 hosts, leases, copies
+  gpus     several processes on one GPU, and one on each, at once (where there is CUDA)
 \b
 Examples:
   beluga bench
@@ -89,7 +92,9 @@ def bench(
 
     prepare_environment()
     load = os.getloadavg()[0]
-    names = list(_SECTIONS) if not sections or "all" in sections else list(dict.fromkeys(sections))
+    names = list(dict.fromkeys(sections))
+    if not names or "all" in names:
+        names = [name for name in _SECTIONS if name not in _FOR_GPUS or _has_gpu()]
     console = stdout_console()
     done: dict[str, Section] = {}
     with terminable():
@@ -108,6 +113,12 @@ def bench(
     if any(section.wrong for section in done.values()):
         ctx.exit(1)
     ctx.exit(0 if len(done) == len(names) else 2)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 @contextmanager

@@ -69,7 +69,7 @@ class ChunkWriter:
         # LMCache and other backends may go on reading the object whatever comes of the put. So what
         # is there already is left alone, with the slot, and a commit turns the right to write the
         # slot into a lease on the chunk.
-        if self._pool.contains_prefix((key,)):
+        if self._pool.is_duplicate(key):
             return PutResult.DUPLICATE
         result, view = slot.commit_view(
             key, meta=self._codec.pack(obj), depth=depth, size=obj.get_size()

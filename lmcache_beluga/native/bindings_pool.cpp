@@ -109,6 +109,13 @@ void bind_pool(nb::module_& m) {
              nb::gil_scoped_release unlocked;
              return p->contains_prefix(batch->prints);
            }, "keys"_a)
+      .def("is_duplicate",
+           [](const PoolPtr& p, nb::handle key) {
+             ScratchBatch batch;
+             read_key(key.ptr(), *batch);
+             nb::gil_scoped_release unlocked;
+             return p->is_duplicate(batch->prints[0]);
+           }, "key"_a)
       .def("pin_prefix",
            [](const PoolPtr& p, nb::handle keys) {
              ScratchBatch batch;

@@ -82,6 +82,8 @@ class PoolCore {
 
   virtual void contains(std::span<const Fingerprint> prints, std::span<bool> out) = 0;
   virtual std::size_t contains_prefix(std::span<const Fingerprint> prints) = 0;
+  /// Need this not be stored, since it is there already? Counts what a put of it would count.
+  virtual bool is_duplicate(const Fingerprint& print) = 0;
 
   /// Leases; with `stop_at_miss` only the longest present prefix. Null for a miss.
   virtual void lease(const KeyBatch& keys, bool stop_at_miss, std::vector<std::shared_ptr<Lease>>& out) = 0;

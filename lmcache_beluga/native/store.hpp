@@ -77,6 +77,16 @@ class Store final : public PoolCore {
     return n;
   }
 
+  bool is_duplicate(const Fingerprint& print) override {
+    check_open();
+    hosts_.keep_active_fresh();
+    Found found[1];
+    index_.find(std::span(&print, 1), found, false);
+    if (!found[0]) return false;
+    context_.count(Count::duplicates);
+    return true;
+  }
+
   void lease(const KeyBatch& keys, bool stop_at_miss, std::vector<std::shared_ptr<Lease>>& out) override {
     check_open();
     hosts_.keep_active_fresh();

@@ -113,7 +113,7 @@ def test_key_that_another_process_stores_at_the_same_moment(
     engine = start(**ALLOCATING)
     (key,) = keys_of(engine, prompt(CHUNK, seed=1))
     shapes, dtypes = engine.metadata.get_shapes(), engine.metadata.get_dtypes()
-    monkeypatch.setattr(engine.backend._pool, "contains_prefix", lambda keys: 0)
+    monkeypatch.setattr(engine.backend._pool, "is_duplicate", lambda key: False)
     objs = [engine.storage.allocate(shapes, dtypes) for _ in range(2)]
     for obj in objs:
         obj.tensor.fill_(1)
