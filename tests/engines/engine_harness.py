@@ -1,7 +1,7 @@
-"""A real LMCacheEngine on the CPU, made from a YAML file, with the backend under test in it.
+"""A real LMCacheEngine, made from a YAML file, with the backend under test in it.
 
-LMCache's own vLLM connectors move the KV. They ask for a CUDA device and streams when they are
-made; that, and nothing that moves bytes, is replaced here.
+LMCache's own vLLM connectors move the KV. On the CPU they ask for a CUDA device and streams when
+they are made; that, and nothing that moves bytes, is replaced here.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Options:
     role: str = "worker"
     rank: int = 0
     ranks: int = 1
+    device: str = "cpu"
     model: str = "test-model"
     lmcache: dict[str, Any] = field(default_factory=dict)
     beluga: dict[str, Any] = field(default_factory=dict)
@@ -144,13 +145,16 @@ class PagedKV:
             shape = (2, BLOCKS, BLOCK, group.heads, group.head_dim)
             if self.mla:
                 shape = (BLOCKS, BLOCK, group.heads * group.head_dim)
-            self.layers += [torch.zeros(shape, dtype=group.dtype) for _ in range(group.layers)]
+            self.layers += [
+                torch.zeros(shape, dtype=group.dtype, device=options.device)
+                for _ in range(group.layers)
+            ]
 
     def slots(self, tokens: int, seed: int) -> torch.Tensor:
         """A slot for each token, in blocks scattered by ``seed``."""
         blocks = torch.randperm(BLOCKS, generator=torch.Generator().manual_seed(seed))
         slots = blocks[: -(-tokens // BLOCK), None] * BLOCK + torch.arange(BLOCK)[None]
-        return slots.reshape(-1)[:tokens]
+        return slots.reshape(-1)[:tokens].to(self.layers[0].device)
 
     def read(self, slots: torch.Tensor) -> list[torch.Tensor]:
         """Bytes of each layer's KV in ``slots``, a copy."""
@@ -161,7 +165,7 @@ class PagedKV:
         for layer in self.layers:
             flat = self._flat(layer)
             noise = torch.randn((flat.shape[0], len(slots), flat.shape[2]), generator=generator)
-            flat[:, slots] = noise.to(layer.dtype)
+            flat[:, slots] = noise.to(layer.device, layer.dtype)
 
     def scramble(self) -> None:
         """Overwrite everything, so that a load which does nothing cannot go unnoticed."""
@@ -189,7 +193,8 @@ class Engine:
         self.metadata = _metadata(self.name, options)
         self.server = AsyncLookupServer() if options.async_loading else None
         self._streams = StubbedStreams()
-        self._streams.__enter__()
+        if options.device == "cpu":
+            self._streams.__enter__()
         try:
             self.lmcache = LMCacheEngineBuilder.get_or_create(
                 self.name,
@@ -296,7 +301,8 @@ class Engine:
             LMCacheEngineBuilder.destroy(self.name)
             PinMonitor.DestroyInstance()
         finally:
-            self._streams.__exit__()
+            if self.options.device == "cpu":
+                self._streams.__exit__()
 
     def __enter__(self) -> Engine:
         return self
@@ -361,14 +367,19 @@ def _metadata(name: str, options: Options) -> LMCacheMetadata:
 
 def _connector(metadata: LMCacheMetadata, kv: PagedKV, options: Options) -> Any:
     hints = {"kv_layout": "NHD"}
-    cpu = torch.device("cpu")
+    device = torch.device(options.device)
+    on_cpu = device.type == "cpu"
     if options.role == "scheduler":
         return None
     if options.layerwise:
-        return VLLMPagedMemLayerwiseGPUConnector.from_metadata(metadata, True, cpu, hints)
+        return VLLMPagedMemLayerwiseGPUConnector.from_metadata(metadata, True, device, hints)
     if len(options.groups) == 1:
-        return OneGroupConnector.from_metadata(metadata, False, cpu, hints)
-    connector = ManyGroupsConnector(metadata, hints)
+        one = OneGroupConnector if on_cpu else VLLMPagedMemGPUConnectorV2
+        return one.from_metadata(metadata, False, device, hints)
+    if on_cpu:
+        connector = ManyGroupsConnector(metadata, hints)
+    else:
+        connector = VLLMPagedMemGPUConnectorV3.from_metadata(metadata, False, device, hints)
     # vLLM registers its KV before the first store, and LMCache learns the groups from it.
     connector.initialize_kvcaches_ptr(kvcaches=kv.layers)
     connector._initialize_kv_cache_pointers()
