@@ -29,7 +29,7 @@ _SETTLE_S = 20.0
 _ATTEMPTS = 5
 
 POOL = "beluga"
-IN_PLACE = "beluga, in place"
+UNHOOKED = "beluga, LMCache as it is"
 HOT = "hot cache"
 REDIS = "Redis"
 DISK = "disk"
@@ -103,10 +103,13 @@ class Contender:
         self._round = 0
         self.lost = 0
         self.series: dict[str, list[float]] = {
-            name: [] for name in ("store", "stored", "lookup", "retrieve", "inside")
+            name: []
+            for name in ("store", "stored", "lookup", "retrieve", "inside", "from_gpu", "to_gpu")
         }
-        self._inside = 0.0
-        self._watch_reads()
+        self._spent = {"inside": 0.0, "from_gpu": 0.0, "to_gpu": 0.0}
+        self._watch(engine.backend, "batched_get_blocking", "inside")
+        self._watch(engine.lmcache.gpu_connector, "batched_from_gpu", "from_gpu")
+        self._watch(engine.lmcache.gpu_connector, "batched_to_gpu", "to_gpu")
 
     def round(self, keep: bool) -> None:
         """Store a new prompt, retrieve it, compare every byte, drop it.
@@ -122,7 +125,7 @@ class Contender:
             whole = (hit, loaded) == (self._workload.tokens, self._workload.tokens)
             if whole:
                 self._compare()
-            elif self._backend.title in (POOL, IN_PLACE):
+            elif self._backend.title in (POOL, UNHOOKED):
                 self._section.wrong.append(
                     f"{self._backend.title}: {hit} tokens hit, {loaded} loaded"
                 )
@@ -144,6 +147,7 @@ class Contender:
         kv = self._engine.kv
         for layer, wanted in zip(kv.layers, self._reference, strict=True):
             layer.copy_(wanted)
+        self._spent["from_gpu"] = self._spent["to_gpu"] = 0.0
         start = time.perf_counter()
         self._engine.store(tokens)
         store = time.perf_counter() - start
@@ -153,11 +157,11 @@ class Contender:
         start = time.perf_counter()
         hit = self._engine.lookup(tokens, f"request-{self._round}")
         lookup = time.perf_counter() - start
-        self._inside = 0.0
+        self._spent["inside"] = 0.0
         start = time.perf_counter()
         loaded = self._engine.retrieve(tokens, f"request-{self._round}")
         retrieve = time.perf_counter() - start
-        return (store, stored, lookup, retrieve, self._inside), hit, loaded
+        return (store, stored, lookup, retrieve, *self._spent.values()), hit, loaded
 
     def _tokens(self) -> torch.Tensor:
         """This round's prompt: every chunk's hash depends on its first token."""
@@ -165,19 +169,18 @@ class Contender:
         tokens[0] = 1_000_000 + self._round
         return tokens
 
-    def _watch_reads(self) -> None:
-        """Have the time summed up that a retrieve spends in the backend."""
-        backend = self._engine.backend
-        read = backend.batched_get_blocking
+    def _watch(self, owner: Any, method: str, series: str) -> None:
+        """Have the time summed up that is spent in a method."""
+        watched = getattr(owner, method)
 
-        def timed(keys: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             try:
-                return read(keys)
+                return watched(*args, **kwargs)
             finally:
-                self._inside += time.perf_counter() - start
+                self._spent[series] += time.perf_counter() - start
 
-        backend.batched_get_blocking = timed
+        setattr(owner, method, timed)
 
     def _compare(self) -> None:
         for layer, wanted in zip(self._engine.kv.layers, self._reference, strict=True):
@@ -195,19 +198,19 @@ class Contender:
 
 
 def run_engine(folder: Path, quick: bool, progress: Progress) -> Section:
-    """The pool, also as LMCache's only memory (in place), against LMCache's own hot cache."""
+    """The pool, also without hooks in LMCache, against LMCache's own hot cache."""
     workload = _workload(quick)
     section = Section(f"LMCache engine, {workload}: pool against LMCache's hot cache")
     backends = [
         _pool_backend(folder, workload),
-        _in_place_backend(folder, workload),
+        _pool_backend(folder, workload, hooks=False),
         _hot_backend(workload),
     ]
     found = _contest(section, folder, workload, backends, 5 if quick else 15, progress)
     for series in ("store", "lookup", "retrieve"):
         for title, contender in found.items():
             section.add(f"{series}, {title}", _ms(contender, series), "ms")
-    for title in (POOL, IN_PLACE):
+    for title in (POOL, UNHOOKED):
         for series in ("store", "retrieve"):
             ratios = [
                 ours / theirs
@@ -215,9 +218,28 @@ def run_engine(folder: Path, quick: bool, progress: Progress) -> Section:
                     found[title].series[series], found[HOT].series[series], strict=True
                 )
             ]
-            bar = Bar(True, 1.10) if series == "retrieve" else None
+            hooked = series == "retrieve" and title == POOL
+            bar = Bar(True, 1.10) if hooked else None
             section.add(f"{series}, {title} / {HOT}", ratios, "x", bar)
+    if torch.cuda.is_available():
+        _add_connector(section, found, workload)
     return section
+
+
+def _add_connector(section: Section, found: dict[str, Contender], workload: Workload) -> None:
+    """What LMCache's GPU connector gets out of the bus; the rest of a retrieve is not transfer."""
+    for series, way, bar in (("to_gpu", "load", 50), ("from_gpu", "store", 45)):
+        rates = {
+            title: [workload.bytes / seconds / 1e9 for seconds in contender.series[series]]
+            for title, contender in found.items()
+        }
+        for title, samples in rates.items():
+            held = Bar(False, bar) if title == POOL else None
+            section.add(f"connector's {way}, {title}", samples, "GB/s", held)
+        for title in (POOL, UNHOOKED):
+            ratios = [ours / theirs for ours, theirs in zip(rates[title], rates[HOT], strict=True)]
+            held = Bar(False, 0.98) if way == "load" and title == POOL else None
+            section.add(f"connector's {way}, {title} / {HOT}", ratios, "x", held)
 
 
 def run_compare(folder: Path, quick: bool, progress: Progress) -> Section:
@@ -248,6 +270,10 @@ def run_compare(folder: Path, quick: bool, progress: Progress) -> Section:
         # The rest is LMCache's own copy into the paged cache.
         section.add(f"in the backend, {title}", _ms(contender, "inside"), "ms")
     ours = found[POOL].series["retrieve"]
+    # LMCache's own copies on the CPU are most of a retrieve there.
+    bars = {REDIS: Bar(False, 10)}
+    if torch.cuda.is_available():
+        bars = {REDIS: Bar(False, 20), DAX: Bar(False, 2)}
     for title, contender in found.items():
         if title != POOL:
             pairs = zip(contender.series["retrieve"], ours, strict=True)
@@ -255,7 +281,7 @@ def run_compare(folder: Path, quick: bool, progress: Progress) -> Section:
                 f"retrieve, {title} / {POOL}",
                 [theirs / mine for theirs, mine in pairs],
                 "x",
-                Bar(False, 10) if title == REDIS else None,
+                bars.get(title),
             )
     return section
 
@@ -324,7 +350,9 @@ async def _closed() -> None:
 
 
 def _workload(quick: bool) -> Workload:
-    return Workload(_SMALL, 16) if quick else Workload(_LLAMA_8B, 16)
+    if quick:
+        return Workload(_SMALL, 16)
+    return Workload(_LLAMA_8B, 64 if torch.cuda.is_available() else 16)
 
 
 def _ms(contender: Contender, series: str) -> list[float]:
@@ -339,36 +367,23 @@ def _yaml(workload: Workload, lines: str, local_cpu: bool = False) -> str:
     ) + lines
 
 
-def _pool_backend(folder: Path, workload: Workload) -> Backend:
+def _pool_backend(folder: Path, workload: Workload, hooks: bool = True) -> Backend:
+    path = folder / f"{'hooked' if hooks else 'unhooked'}.pool"
     lines = f"""\
 storage_plugins: ["beluga"]
 extra_config:
   storage_plugin.beluga.module_path: lmcache_beluga
   storage_plugin.beluga.class_name: BelugaBackend
-  beluga.pool: {folder}/engine.pool
-  beluga.size: {int(workload.gib * (1 << 30)) + (256 << 20)}
-  beluga.chunk_hint: {workload.bytes // workload.chunks}
-"""
-
-    def fresh() -> None:
-        (folder / "engine.pool").unlink(missing_ok=True)
-
-    return Backend(POOL, "beluga", _yaml(workload, lines), fresh)
-
-
-def _in_place_backend(folder: Path, workload: Workload) -> Backend:
-    path = folder / "in-place.pool"
-    lines = f"""\
-storage_plugins: ["LocalCPUBackend"]
-extra_config:
-  storage_plugin.LocalCPUBackend.module_path: lmcache_beluga
-  storage_plugin.LocalCPUBackend.class_name: BelugaBackend
   beluga.pool: {path}
   beluga.size: {int(workload.gib * (1 << 30)) + (256 << 20)}
   beluga.chunk_hint: {workload.bytes // workload.chunks}
+  beluga.lmcache_hooks: {str(hooks).lower()}
 """
-    yaml = f"chunk_size: {_CHUNK_TOKENS}\nlocal_cpu: false\nmax_local_cpu_size: 0\n{lines}"
-    return Backend(IN_PLACE, "LocalCPUBackend", yaml, lambda: path.unlink(missing_ok=True))
+
+    def fresh() -> None:
+        path.unlink(missing_ok=True)
+
+    return Backend(POOL if hooks else UNHOOKED, "beluga", _yaml(workload, lines), fresh)
 
 
 def _hot_backend(workload: Workload) -> Backend:
