@@ -75,7 +75,7 @@ def _compare(section: Section, cases: list[tuple[str, list[int]]]) -> None:
         for title, places in cases[1:]:
             buses = len(set(places))
             ratios = [total / alone / buses for total in section.samples[f"{way}, {title}"]]
-            section.add(f"{way}, {title} / one process", ratios, "x", Bar(False, _ENOUGH))
+            section.add(f"{way}, {title} / one process", ratios, "x")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -35,7 +36,9 @@ def main() -> None:
             raise SystemExit(f"no memory for the GPU: {registration.refused}")
         on_gpu = [torch.empty(chunk, dtype=torch.uint8, device="cuda") for _ in range(_AT_ONCE)]
         pinned = [torch.empty(chunk, dtype=torch.uint8, pin_memory=True) for _ in range(_AT_ONCE)]
-        chunks = [torch.from_numpy(view.array) for view in views]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch has no read-only tensors, and says so
+            chunks = [torch.from_numpy(view.array) for view in views]
         free = [torch.from_numpy(slot.array) for slot in slots]
         phases: dict[str, Callable[[int], object]] = {
             "pinned load": lambda n: _copy(on_gpu, pinned, n),
