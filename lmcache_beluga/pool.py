@@ -325,6 +325,13 @@ class Pool:
         begin in this process. Raises InvalidArgumentError for a slot that there is not."""
         return self._native.extent_of(slot)
 
+    @property
+    def base_address(self) -> int:
+        """The address at which the first file or device begins in this process: what is at an
+        address in it has the difference as its offset there."""
+        address: int = self._native.geometry["devices"][0]["address"]
+        return address
+
     def one_of_each_extent(self) -> Iterator[Entry]:
         """A chunk of each extent that holds any, in order, as they are when the walk comes by."""
         cursor, done = 0, False

@@ -39,6 +39,11 @@ COMMANDS = {
     "settings": LazyCommand(
         "lmcache_beluga.cli.settings:settings", "List all settings, and what they are here."
     ),
+    "lmcache-server": LazyCommand(
+        "lmcache_beluga.cli.lmcache_server:lmcache_server",
+        "Start LMCache's server with the pool as its L1.",
+        "demo",
+    ),
     "bench": LazyCommand("lmcache_beluga.cli.bench:bench", "Measure this machine's pool.", "demo"),
 }
 

@@ -1,0 +1,210 @@
+"""Where the objects of the shared L1 lie: in the pool, or as copies where a GPU cannot reach it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from lmcache.v1.distributed.error import L1Error
+from lmcache.v1.memory_management import MemoryFormat, MemoryObj
+
+from lmcache_beluga.engines.l1_object import L1Object, end
+from lmcache_beluga.engines.layout import Layout, LayoutCodec
+from lmcache_beluga.engines.trouble import TroubleLog, logger
+from lmcache_beluga.errors import BelugaError
+from lmcache_beluga.pool import PutResult
+from lmcache_beluga.reservation import Reservation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
+    from lmcache.v1.distributed.memory_manager import L1MemoryManager
+
+    from lmcache_beluga.engines.l1_reach import ServerReach
+    from lmcache_beluga.pool import Pool, View
+
+# As LMCache's own L1 has it, which does not say.
+FORMAT = MemoryFormat.KV_2LTD
+
+COUNTERS = (
+    "bytes_read_in_place",
+    "bytes_read_by_copy",
+    "bytes_written_in_place",
+    "bytes_written_by_copy",
+)
+
+
+class L1Memory:
+    """Makes memory objects over leased chunks and over free slots, and takes them back."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        reach: ServerReach,
+        own_memory: Callable[[], L1MemoryManager],
+        trouble: TroubleLog,
+        owner: int,
+    ) -> None:
+        """``own_memory``: makes LMCache's own L1 memory, for copies; called when first needed."""
+        self._pool = pool
+        self._reach = reach
+        self._make_own = own_memory
+        self._own: L1MemoryManager | None = None
+        self._trouble = trouble
+        self._owner = owner
+        self._base = pool.base_address
+        self._codec = LayoutCodec()
+        self._lock = threading.Lock()
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        """Bytes of objects handed out: read and written where they lie, or through a copy."""
+
+    # Reading
+
+    def reading(self, views: Sequence[View | None]) -> list[MemoryObj | None]:
+        """An object for each view, which it takes over; None where there is none."""
+        objs = [None if view is None else self._reading(view) for view in views]
+        in_place = sum(obj.get_size() for obj in objs if isinstance(obj, L1Object))
+        total = sum(obj.get_size() for obj in objs if obj is not None)
+        self._count("bytes_read_in_place", in_place)
+        self._count("bytes_read_by_copy", total - in_place)
+        return objs
+
+    def _reading(self, view: View) -> MemoryObj | None:
+        try:
+            layout = self._codec.unpack(view.meta, view.size)
+        except ValueError as error:
+            view.release()
+            if times := self._trouble.due("unreadable"):
+                logger.warning(
+                    "%d chunks in the pool are not LMCache's KV and count as missing: %s",
+                    times,
+                    error,
+                )
+            return None
+        if self._reach.covers(view):
+            return L1Object(view, layout, self._base, self._owner)
+        with view:
+            return self._copied(view, layout)
+
+    def _copied(self, view: View, layout: Layout) -> MemoryObj | None:
+        obj = self._allocate_own(layout)
+        if obj is None:
+            return None
+        raw = obj.raw_tensor
+        raw.view(torch.uint8)[: view.size].copy_(torch.from_numpy(view.array))
+        # A chunk whose lease was lost meanwhile may have been overwritten while it was copied.
+        if not view.valid():
+            self.release(obj)
+            return None
+        return obj
+
+    # Writing
+
+    def writing(self, desc: MemoryLayoutDesc, count: int) -> list[MemoryObj]:
+        """Objects to write to, at most ``count``: fewer when there is no room for all."""
+        layout = Layout.of(desc.shapes, desc.dtypes, FORMAT)
+        objs: list[MemoryObj] = []
+        while len(objs) < count:
+            obj = self._writing(layout)
+            if obj is None:
+                break
+            objs.append(obj)
+        in_place = sum(isinstance(obj, L1Object) for obj in objs)
+        self._count("bytes_written_in_place", in_place * layout.nbytes)
+        self._count("bytes_written_by_copy", (len(objs) - in_place) * layout.nbytes)
+        return objs
+
+    def _writing(self, layout: Layout) -> MemoryObj | None:
+        try:
+            slot = self._pool.reserve(layout.nbytes)
+        except BelugaError as error:
+            self._trouble.failed("allocating in the pool", error)
+            return None
+        if slot is None:
+            return None
+        if self._reach.covers(slot):
+            return L1Object(slot, layout, self._base, self._owner)
+        slot.abort()
+        return self._allocate_own(layout)
+
+    def publish(self, key: ObjectKey, obj: MemoryObj, depth: int, keep: bool) -> PutResult:
+        """Store what was written under ``key``, for every host to find.
+
+        With ``keep``, ``obj`` can be read afterwards if the result is STORED; else it is over.
+        """
+        try:
+            result = self._publish(key, obj, depth, keep)
+        except BelugaError as error:
+            self._trouble.failed("store", error)
+            result = PutResult.REFUSED
+        if not (keep and result is PutResult.STORED):
+            self.release(obj)
+        return result
+
+    def _publish(self, key: ObjectKey, obj: MemoryObj, depth: int, keep: bool) -> PutResult:
+        meta, size = self._codec.pack(obj), obj.get_size()
+        if not isinstance(obj, L1Object):
+            return self._pool.put(key, (obj.data_ptr, size), meta=meta, depth=depth)
+        slot = obj.hold
+        if not isinstance(slot, Reservation):
+            return PutResult.REFUSED
+        if not keep:
+            return slot.commit(key, meta=meta, depth=depth, size=size)
+        result, view = slot.commit_view(key, meta=meta, depth=depth, size=size)
+        if view is not None:
+            obj.swap_hold(view, end)
+        elif result is PutResult.STORED:
+            result = PutResult.DUPLICATE  # removed again at once: let the caller look for itself
+        return result
+
+    # Both
+
+    def untouched(self, obj: MemoryObj) -> bool:
+        """Whether the bytes of ``obj`` are still what they were when it was handed out."""
+        if not isinstance(obj, L1Object):
+            return True
+        hold = obj.hold
+        return hold is not None and (isinstance(hold, Reservation) or hold.valid())
+
+    def release(self, obj: MemoryObj) -> None:
+        """Take an object back: its lease ends, or its slot is free again. Idempotent."""
+        if isinstance(obj, L1Object):
+            obj.invalidate()
+        elif self._own is not None and obj.is_valid():
+            self._own.free([obj])
+
+    def close(self) -> None:
+        """When all objects were released."""
+        self._reach.close()
+        if self._own is not None:
+            self._own.close()
+
+    @property
+    def registered_bytes(self) -> int:
+        """Bytes of the pool that GPUs reach by DMA."""
+        return self._reach.registered_bytes
+
+    def _allocate_own(self, layout: Layout) -> MemoryObj | None:
+        with self._lock:
+            if self._own is None:
+                self._own = self._make_own()
+        error, objs = self._own.allocate(layout, 1)
+        if error is not L1Error.SUCCESS:
+            if times := self._trouble.due("no memory for copies"):
+                logger.warning(
+                    "this server's own memory had no room for %d copies of the pool's chunks since "
+                    "last reported: raise --l1-size-gb, or let the GPU reach the pool",
+                    times,
+                )
+            return None
+        obj: MemoryObj = objs[0]
+        obj.set_l1_manager(self._owner)
+        return obj
+
+    def _count(self, name: str, nbytes: int) -> None:
+        if nbytes:
+            with self._lock:
+                self.counters[name] += nbytes

@@ -1,0 +1,278 @@
+"""The read locks of the shared L1: which chunks this server's requests hold, and how often."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from lmcache.v1.distributed.error import L1Error
+
+from lmcache_beluga.engines.trouble import TroubleLog, logger
+
+if TYPE_CHECKING:
+    from lmcache.v1.distributed.api import ObjectKey
+    from lmcache.v1.memory_management import MemoryObj
+
+    from lmcache_beluga.engines.l1_memory import L1Memory
+    from lmcache_beluga.pool import View
+
+SWEEP_S = 1.0
+
+
+class Held:
+    """An object that requests of this server have locked for reading."""
+
+    __slots__ = ("count", "lost", "nbytes", "obj", "temporary", "until")
+
+    def __init__(self, obj: MemoryObj, count: int, until: float, temporary: bool) -> None:
+        self.obj = obj
+        self.nbytes = obj.get_size()
+        self.count = count
+        self.until = until
+        """When the locks of requests that never came back lapse, in time.monotonic()."""
+        self.temporary = temporary
+        """Goes when its last lock goes. It is not in the pool: nobody else finds it."""
+        self.lost = False
+        """Its lease ended too early: who reads it may read another chunk's bytes."""
+
+
+class ReadLocks:
+    """Locks are counted per key, as LMCache has no names for them. The first one leases the chunk,
+    the last one gives the lease back.
+
+    LMCache asks for a verdict on what was read nowhere but before a transfer (``peek``) and at its
+    end (``give_back``); a lease that was lost is noticed there.
+    """
+
+    def __init__(
+        self,
+        lease: Callable[[Sequence[ObjectKey]], list[View | None]],
+        memory: L1Memory,
+        ttl_s: float,
+        check_hits: bool,
+        trouble: TroubleLog,
+    ) -> None:
+        """``lease``: views of those keys that the pool has. ``ttl_s``: after which locks that
+        nobody gives back lapse. ``check_hits``: look whether a lease still lasts before another
+        request shares it."""
+        self._lease = lease
+        self._memory = memory
+        self._ttl_s = ttl_s
+        self._check_hits = check_hits
+        self._trouble = trouble
+        self._lock = threading.Lock()
+        self._held: dict[ObjectKey, Held] = {}
+        self._forgotten: list[Held] = []
+        self._swept = 0.0
+        self.bytes = 0
+        """Bytes of all objects held."""
+        self.lost = 0
+        """Leases that ended while somebody held a read lock."""
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def take(self, keys: Sequence[ObjectKey], locks: int) -> dict[ObjectKey, MemoryObj | None]:
+        """Lock each key that is there ``locks`` times; its object, None where there is none."""
+        now = time.monotonic()
+        got: dict[ObjectKey, MemoryObj | None] = {}
+        absent: list[ObjectKey] = []
+        with self._lock:
+            for key in keys:
+                held = self._held.get(key)
+                if held is None or not self._lasts(held, now):
+                    absent.append(key)
+                else:
+                    held.count += locks
+                    held.until = now + self._ttl_s
+                    got[key] = held.obj
+        if absent:
+            objs = self._memory.reading(self._lease(absent))
+            with self._lock:
+                spare = [
+                    self._enter(key, obj, locks, now, got)
+                    for key, obj in zip(absent, objs, strict=True)
+                ]
+            self._release(spare)
+        return got
+
+    def _enter(
+        self,
+        key: ObjectKey,
+        obj: MemoryObj | None,
+        locks: int,
+        now: float,
+        got: dict[ObjectKey, MemoryObj | None],
+    ) -> MemoryObj | None:
+        """What is not needed: another thread was faster, or the lease that was there is over."""
+        if obj is None:
+            got.setdefault(key, None)
+            return None
+        held = self._held.get(key)
+        if held is not None and self._lasts(held, now):
+            held.count += locks
+            held.until = now + self._ttl_s
+            got[key] = held.obj
+            return obj
+        old: MemoryObj | None = None
+        if held is not None:
+            self._leave(key, held)
+            old = held.obj
+            if held.until > now:
+                locks += held.count  # of readers that go on, and will be told
+        self._held[key] = Held(obj, locks, now + self._ttl_s, temporary=False)
+        self.bytes += self._held[key].nbytes
+        got[key] = obj
+        return old
+
+    def _lasts(self, held: Held, now: float) -> bool:
+        if held.until <= now and not held.temporary:
+            return False
+        return not self._check_hits or self._intact(held)
+
+    def adopt(self, key: ObjectKey, obj: MemoryObj, locks: int, temporary: bool) -> MemoryObj:
+        """Hold an object that was just written; the object that the key's readers share."""
+        now = time.monotonic()
+        with self._lock:
+            held = self._held.get(key)
+            if held is None:
+                self._held[key] = Held(obj, locks, now + self._ttl_s, temporary)
+                self.bytes += self._held[key].nbytes
+                return obj
+            held.count += locks
+            held.until = now + self._ttl_s
+        self._memory.release(obj)
+        return held.obj
+
+    def peek(self, keys: Iterable[ObjectKey]) -> dict[ObjectKey, tuple[L1Error, MemoryObj | None]]:
+        """The objects of keys that are locked. KEY_NOT_READABLE where the lease was lost."""
+        with self._lock:
+            held = {key: self._held.get(key) for key in keys}
+        now = time.monotonic()
+        found: dict[ObjectKey, tuple[L1Error, MemoryObj | None]] = {}
+        for key, one in held.items():
+            if one is None:
+                found[key] = (L1Error.KEY_NOT_EXIST, None)
+            elif one.count <= 0 or one.until <= now or not self._intact(one):
+                found[key] = (L1Error.KEY_NOT_READABLE, None)
+            else:
+                found[key] = (L1Error.SUCCESS, one.obj)
+        return found
+
+    def give_back(
+        self, keys: Sequence[ObjectKey], locks: int
+    ) -> tuple[dict[ObjectKey, L1Error], list[tuple[ObjectKey, MemoryObj]]]:
+        """Take ``locks`` locks off each key: what became of it, and temporaries that are gone.
+
+        KEY_IN_WRONG_STATE where the lease was lost: what was read may be wrong.
+        """
+        with self._lock:
+            held = [self._held.get(key) for key in keys]
+        intact = [one is None or self._intact(one) for one in held]  # may read whole chunks
+        results: dict[ObjectKey, L1Error] = {}
+        gone: list[tuple[ObjectKey, MemoryObj]] = []
+        over: list[MemoryObj | None] = []
+        now = time.monotonic()
+        with self._lock:
+            for key, before, good in zip(keys, held, intact, strict=True):
+                one = self._held.get(key)
+                if one is None:
+                    results[key] = L1Error.KEY_NOT_EXIST
+                    continue
+                lapsed = one.count <= 0 or one.until <= now
+                results[key] = (
+                    L1Error.SUCCESS
+                    if good and one is before and not lapsed
+                    else L1Error.KEY_IN_WRONG_STATE
+                )
+                one.count -= locks
+                if one.count <= 0:
+                    self._leave(key, one)
+                    over.append(one.obj)
+                    if one.temporary:
+                        gone.append((key, one.obj))
+        self._release(over)
+        return results, gone
+
+    def holds(self, key: ObjectKey) -> bool:
+        """Whether the key is in this table, so that lookups find it."""
+        return key in self._held
+
+    def locked(self, key: ObjectKey) -> bool:
+        """Whether somebody reads the object."""
+        held = self._held.get(key)
+        return held is not None and held.count > 0 and held.until > time.monotonic()
+
+    def forget(self, keys: Iterable[ObjectKey]) -> None:
+        """Nobody finds these any more. Who reads them keeps the bytes until the locks lapse."""
+        with self._lock:
+            for key in list(keys):
+                held = self._held.get(key)
+                if held is not None:
+                    self._leave(key, held)
+                    self._forgotten.append(held)
+
+    def all(self) -> list[ObjectKey]:
+        """The keys of everything that is held."""
+        with self._lock:
+            return list(self._held)
+
+    def temporaries(self) -> int:
+        """How many objects are temporary."""
+        with self._lock:
+            return sum(held.temporary for held in self._held.values())
+
+    def sweep(self) -> bool:
+        """Give back what requests left locked and never came back for. At most once a second; False
+        if it is too early."""
+        now = time.monotonic()
+        if now - self._swept < SWEEP_S:
+            return False
+        self._swept = now
+        with self._lock:
+            over = [(key, held) for key, held in self._held.items() if held.until <= now]
+            for key, held in over:
+                self._leave(key, held)
+            forgotten = [held for held in self._forgotten if held.until <= now]
+            self._forgotten = [held for held in self._forgotten if held.until > now]
+        self._release([held.obj for _, held in over] + [held.obj for held in forgotten])
+        return True
+
+    def close(self) -> None:
+        """Give everything back, whoever holds it."""
+        with self._lock:
+            objs = [held.obj for held in (*self._held.values(), *self._forgotten)]
+            self._held.clear()
+            self._forgotten.clear()
+            self.bytes = 0
+        self._release(objs)
+
+    def _leave(self, key: ObjectKey, held: Held) -> None:
+        del self._held[key]
+        self.bytes -= held.nbytes
+
+    def _release(self, objs: Iterable[MemoryObj | None]) -> None:
+        for obj in objs:
+            if obj is not None:
+                self._memory.release(obj)
+
+    def _intact(self, held: Held) -> bool:
+        if held.lost:
+            return False
+        if self._memory.untouched(held.obj):
+            return True
+        if held.obj.is_valid() and not held.lost:  # else it was given back meanwhile, in order
+            held.lost = True
+            self.lost += 1
+            if times := self._trouble.due("lost lease"):
+                logger.error(
+                    "a lease on a chunk was lost while this server held it for a request (%d times "
+                    "since last reported): a transfer that began before may have seen wrong KV, "
+                    "others fail and the engine computes the chunk again. The process was stopped "
+                    "for longer than beluga.lease or beluga.dead_after, or the pool was formatted "
+                    "or truncated under it",
+                    times,
+                )
+        return False

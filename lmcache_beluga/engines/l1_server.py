@@ -1,0 +1,113 @@
+"""Starts LMCache's own multiprocess server with the pool as its L1."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lmcache.cli.commands.server import ServerCommand
+from lmcache.cli.main import main as lmcache
+from lmcache.v1.distributed.config import L1ManagerConfig
+
+from lmcache_beluga.config import Settings
+from lmcache_beluga.engines import l1_hook
+from lmcache_beluga.engines.l1 import BelugaL1
+from lmcache_beluga.engines.l1_hashing import advice, server_hash_scheme
+from lmcache_beluga.engines.trouble import logger
+from lmcache_beluga.errors import KeySchemeError, UnsupportedError
+from lmcache_beluga.pool import Pool
+
+#: LMCache gives the segments that engines map a name that begins so, whatever it is told.
+SEGMENT = "lmcache_l1_pool_"
+_SHM = Path("/dev/shm")
+_COPIES_GB = 4.0
+_NO_COPIES_GB = 1 / 1024
+
+_REFUSED = {
+    "l1_manager": "--l1-manager: the pool is the only L1",
+    "gds_l1_path": "--gds-l1-path: the pool is the L1",
+    "l1_devdax_path": "--l1-devdax-path: name the device with --pool",
+    "p2p_advertise_url": "--p2p-advertise-url: servers find each other's chunks in the pool",
+}
+
+
+def serve(settings: Settings, arguments: Sequence[str]) -> None:
+    """Run ``lmcache server`` with ``arguments`` until it is told to end.
+
+    Ends the process as LMCache does: by SystemExit, with a status other than 0 if it could not
+    start. Raises BelugaError when the pool cannot be its L1.
+    """
+    options = _parse(arguments)
+    pool = _open(settings, options)
+    try:
+        more = _defaults(options, pool)
+
+        def make(config: L1ManagerConfig) -> BelugaL1:
+            return BelugaL1(config, pool, verify=settings.verify)
+
+        l1_hook.install(make)
+        lmcache(["server", *arguments, *more])
+    finally:
+        pool.close()
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="beluga lmcache-server", add_help=False)
+    ServerCommand().add_arguments(parser)
+    options = parser.parse_args(list(arguments))
+    for name, why in _REFUSED.items():
+        if getattr(options, name, None):
+            raise UnsupportedError(f"not with a shared L1: {why}")
+    return options
+
+
+def _open(settings: Settings, options: argparse.Namespace) -> Pool:
+    arguments: dict[str, Any] = settings.pool_arguments()
+    own = server_hash_scheme(options.chunk_size, options.hash_algorithm)
+    scheme = arguments.setdefault("key_scheme", own)
+    try:
+        return Pool.open(**arguments)
+    except KeySchemeError as error:
+        arguments["key_scheme"] = None
+        with Pool.open(**arguments) as pool:
+            formatted = pool.info.key_scheme
+        raise KeySchemeError(f"{error}. {advice(scheme, formatted)}") from None
+
+
+def _defaults(options: argparse.Namespace, pool: Pool) -> list[str]:
+    """What LMCache asks for, or should know, besides what it was told."""
+    more = ["--no-l1-use-lazy"]  # the memory for copies is made when it is needed
+    if options.l1_size_gb is None:
+        more += ["--l1-size-gb", str(_COPIES_GB if torch.cuda.is_available() else _NO_COPIES_GB)]
+    if options.eviction_policy is None:
+        more += ["--eviction-policy", "noop"]
+    if options.coordinator_event_reporting:
+        logger.warning(
+            "the coordinator is told what this server stores, but not what the pool evicts"
+        )
+    segment = _segment(pool)
+    if options.shm_name and options.shm_name != segment:
+        raise UnsupportedError(
+            "not with a shared L1: --shm-name. Engines that copy by themselves (engine_driven) "
+            f"map the pool, if it is one file {_SHM}/{SEGMENT}NAME and this server sees no CUDA "
+            "device; otherwise they send their chunks through sockets"
+        )
+    if segment and options.supported_transfer_mode != "lmcache_driven":
+        more += ["--shm-name", segment]
+    return more
+
+
+def _segment(pool: Pool) -> str:
+    """The name by which engines can map the pool as LMCache's shared memory; empty if they cannot.
+
+    Not on a machine with GPUs: there, what a GPU cannot reach is copied through other memory.
+    """
+    path = Path(os.path.realpath(pool.info.devices[0].path))
+    fits = path.parent == _SHM and path.name.startswith(SEGMENT)
+    return (
+        path.name if fits and len(pool.info.devices) == 1 and not torch.cuda.is_available() else ""
+    )
