@@ -18,6 +18,7 @@ from lmcache_beluga.engines.l1_gauges import register_gauges
 from lmcache_beluga.engines.l1_memory import L1Memory
 from lmcache_beluga.engines.l1_reach import ServerReach
 from lmcache_beluga.engines.l1_reads import ReadLocks
+from lmcache_beluga.engines.l1_vanished import writer_vanished
 from lmcache_beluga.engines.l1_writes import Staged, WriteReservations
 from lmcache_beluga.engines.prefix_depths import PrefixDepths
 from lmcache_beluga.engines.trouble import TroubleLog, logger
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 ABANDONED_S = 60.0
 """How long after its lapse a write reservation waits for another writer of its key."""
+
+
+_MISSING = (L1Error.KEY_NOT_EXIST, None)
 
 
 class BelugaL1:
@@ -108,13 +112,20 @@ class BelugaL1:
         except Exception as error:
             self._failed("lookup", error)
             objs = {}
-        found = {
-            key: _missing() if obj is None else (L1Error.SUCCESS, obj)
-            for key in keys
-            for obj in (objs.get(key),)
-        }
-        self._depths.looked_up(keys, _prefix(keys, objs))
-        self._events.read_reserved([key for key, (_, obj) in found.items() if obj is not None])
+        found: dict[ObjectKey, L1OperationResult] = {}
+        locked: list[ObjectKey] = []
+        hits = -1
+        for index, key in enumerate(keys):
+            obj = objs.get(key)
+            if obj is None:
+                found[key] = _MISSING
+                hits = index if hits < 0 else hits
+            else:
+                found[key] = (L1Error.SUCCESS, obj)
+                locked.append(key)
+        if hits >= 0:
+            self._depths.looked_up(keys, hits)
+        self._events.read_reserved(locked)
         return found
 
     def unsafe_read(self, keys: list[ObjectKey]) -> dict[ObjectKey, L1OperationResult]:
@@ -124,7 +135,7 @@ class BelugaL1:
             return self._absent_or(self._reads.peek(keys), L1Error.KEY_NOT_READABLE)
         except Exception as error:
             self._failed("read", error)
-            return {key: _missing() for key in keys}
+            return {key: _MISSING for key in keys}
 
     def finish_read(self, keys: list[ObjectKey], read_locks: int = 1) -> dict[ObjectKey, L1Error]:
         """Unlock each key ``read_locks`` times. KEY_NOT_EXIST; KEY_IN_WRONG_STATE: not locked, or
@@ -212,6 +223,10 @@ class BelugaL1:
         """Publish what ``tag`` wrote: on return, every host finds it. SUCCESS also when the key
         was stored meanwhile. KEY_NOT_EXIST: nothing is reserved; KEY_IN_WRONG_STATE: the
         reservation lapsed; OUT_OF_MEMORY: the pool's index has no room."""
+        if writer_vanished():
+            discarded = self.finish_write_and_delete(keys, tag)
+            logger.warning("an engine vanished while it wrote %d chunks: not stored", len(keys))
+            return dict.fromkeys(discarded, L1Error.KEY_IN_WRONG_STATE)
         results: dict[ObjectKey, L1Error] = {}
         stored: list[tuple[ObjectKey, MemoryObj]] = []
         for key in keys:
@@ -506,17 +521,6 @@ class BelugaL1:
     def _failed(self, operation: str, error: Exception) -> None:
         if not self._closed:
             self._trouble.failed(operation, error)
-
-
-def _missing() -> L1OperationResult:
-    return L1Error.KEY_NOT_EXIST, None
-
-
-def _prefix(keys: Sequence[ObjectKey], objs: dict[ObjectKey, MemoryObj | None]) -> int:
-    for index, key in enumerate(keys):
-        if objs.get(key) is None:
-            return index
-    return len(keys)
 
 
 def _not_reconfigurable() -> L1ReconfigureError:

@@ -10,7 +10,7 @@ import torch
 from lmcache.v1.distributed.error import L1Error
 from lmcache.v1.memory_management import MemoryFormat, MemoryObj
 
-from lmcache_beluga.engines.l1_object import L1Object, end
+from lmcache_beluga.engines.l1_object import L1Object
 from lmcache_beluga.engines.layout import Layout, LayoutCodec
 from lmcache_beluga.engines.trouble import TroubleLog, logger
 from lmcache_beluga.errors import BelugaError
@@ -65,41 +65,51 @@ class L1Memory:
 
     def reading(self, views: Sequence[View | None]) -> list[MemoryObj | None]:
         """An object for each view, which it takes over; None where there is none."""
-        objs = [None if view is None else self._reading(view) for view in views]
-        in_place = sum(obj.get_size() for obj in objs if isinstance(obj, L1Object))
-        total = sum(obj.get_size() for obj in objs if obj is not None)
+        unpack, covers, base, owner = (
+            self._codec.unpack,
+            self._reach.covers,
+            self._base,
+            self._owner,
+        )
+        objs: list[MemoryObj | None] = []
+        in_place = by_copy = 0
+        for view in views:
+            obj: MemoryObj | None = None
+            if view is not None:
+                size = view.size
+                try:
+                    layout = unpack(view.meta, size)
+                except ValueError as error:
+                    view.release()
+                    self._say_unreadable(error)
+                else:
+                    if covers(view):
+                        obj = L1Object(view, layout, base, owner)
+                        in_place += size
+                    elif (obj := self._copied(view, layout)) is not None:
+                        by_copy += size
+            objs.append(obj)
         self._count("bytes_read_in_place", in_place)
-        self._count("bytes_read_by_copy", total - in_place)
+        self._count("bytes_read_by_copy", by_copy)
         return objs
 
-    def _reading(self, view: View) -> MemoryObj | None:
-        try:
-            layout = self._codec.unpack(view.meta, view.size)
-        except ValueError as error:
-            view.release()
-            if times := self._trouble.due("unreadable"):
-                logger.warning(
-                    "%d chunks in the pool are not LMCache's KV and count as missing: %s",
-                    times,
-                    error,
-                )
-            return None
-        if self._reach.covers(view):
-            return L1Object(view, layout, self._base, self._owner)
-        with view:
-            return self._copied(view, layout)
+    def _say_unreadable(self, error: ValueError) -> None:
+        if times := self._trouble.due("unreadable"):
+            logger.warning(
+                "%d chunks in the pool are not LMCache's KV and count as missing: %s", times, error
+            )
 
     def _copied(self, view: View, layout: Layout) -> MemoryObj | None:
-        obj = self._allocate_own(layout)
-        if obj is None:
-            return None
-        raw = obj.raw_tensor
-        raw.view(torch.uint8)[: view.size].copy_(torch.from_numpy(view.array))
-        # A chunk whose lease was lost meanwhile may have been overwritten while it was copied.
-        if not view.valid():
-            self.release(obj)
-            return None
-        return obj
+        with view:
+            obj = self._allocate_own(layout)
+            if obj is None:
+                return None
+            obj.raw_tensor.view(torch.uint8)[: view.size].copy_(torch.from_numpy(view.array))
+            # A chunk whose lease was lost may have been overwritten while it was copied.
+            if view.valid():
+                return obj
+        self.release(obj)
+        return None
 
     # Writing
 
@@ -155,7 +165,7 @@ class L1Memory:
             return slot.commit(key, meta=meta, depth=depth, size=size)
         result, view = slot.commit_view(key, meta=meta, depth=depth, size=size)
         if view is not None:
-            obj.swap_hold(view, end)
+            obj.becomes(view)
         elif result is PutResult.STORED:
             result = PutResult.DUPLICATE  # removed again at once: let the caller look for itself
         return result
@@ -172,7 +182,7 @@ class L1Memory:
     def release(self, obj: MemoryObj) -> None:
         """Take an object back: its lease ends, or its slot is free again. Idempotent."""
         if isinstance(obj, L1Object):
-            obj.invalidate()
+            obj.end()
         elif self._own is not None and obj.is_valid():
             self._own.free([obj])
 

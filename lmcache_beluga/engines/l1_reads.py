@@ -90,42 +90,38 @@ class ReadLocks:
                     got[key] = held.obj
         if absent:
             objs = self._memory.reading(self._lease(absent))
+            until = now + self._ttl_s
+            spare: list[MemoryObj] = []
             with self._lock:
-                spare = [
-                    self._enter(key, obj, locks, now, got)
-                    for key, obj in zip(absent, objs, strict=True)
-                ]
+                for key, obj in zip(absent, objs, strict=True):
+                    if obj is None:
+                        got.setdefault(key, None)
+                    elif key not in self._held:
+                        self._held[key] = held = Held(obj, locks, until, False)
+                        self.bytes += held.nbytes
+                        got[key] = obj
+                    else:
+                        got[key] = self._join(key, obj, locks, now, spare)
             self._release(spare)
         return got
 
-    def _enter(
-        self,
-        key: ObjectKey,
-        obj: MemoryObj | None,
-        locks: int,
-        now: float,
-        got: dict[ObjectKey, MemoryObj | None],
-    ) -> MemoryObj | None:
-        """What is not needed: another thread was faster, or the lease that was there is over."""
-        if obj is None:
-            got.setdefault(key, None)
-            return None
-        held = self._held.get(key)
-        if held is not None and self._lasts(held, now):
+    def _join(
+        self, key: ObjectKey, obj: MemoryObj, locks: int, now: float, spare: list[MemoryObj]
+    ) -> MemoryObj:
+        """Another thread was faster, or the lease that was there is over."""
+        held = self._held[key]
+        if self._lasts(held, now):
             held.count += locks
             held.until = now + self._ttl_s
-            got[key] = held.obj
-            return obj
-        old: MemoryObj | None = None
-        if held is not None:
-            self._leave(key, held)
-            old = held.obj
-            if held.until > now:
-                locks += held.count  # of readers that go on, and will be told
-        self._held[key] = Held(obj, locks, now + self._ttl_s, temporary=False)
-        self.bytes += self._held[key].nbytes
-        got[key] = obj
-        return old
+            spare.append(obj)
+            return held.obj
+        self._leave(key, held)
+        spare.append(held.obj)
+        if held.until > now:
+            locks += held.count  # of readers that go on, and will be told
+        self._held[key] = held = Held(obj, locks, now + self._ttl_s, False)
+        self.bytes += held.nbytes
+        return obj
 
     def _lasts(self, held: Held, now: float) -> bool:
         if held.until <= now and not held.temporary:
@@ -138,8 +134,8 @@ class ReadLocks:
         with self._lock:
             held = self._held.get(key)
             if held is None:
-                self._held[key] = Held(obj, locks, now + self._ttl_s, temporary)
-                self.bytes += self._held[key].nbytes
+                self._held[key] = held = Held(obj, locks, now + self._ttl_s, temporary)
+                self.bytes += held.nbytes
                 return obj
             held.count += locks
             held.until = now + self._ttl_s
