@@ -168,3 +168,47 @@ class Pool:
         """
         Seconds for `rounds` native lookups of the same keys, all of them present.
         """
+
+class ScratchMemory:
+    """Memory to measure in that holds nothing of anybody's."""
+
+    @staticmethod
+    def in_dram(nbytes: int, cpu: int) -> ScratchMemory: ...
+
+    @staticmethod
+    def in_file(path: str, nbytes: int, cpu: int) -> ScratchMemory: ...
+
+    @staticmethod
+    def on_device(path: str, nbytes: int, cpu: int) -> ScratchMemory: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def faulted(self) -> bool: ...
+
+    def array(self) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]: ...
+
+def probe_operations() -> list[tuple[str, bool]]:
+    """Names of what can be timed on this CPU, and whether it writes."""
+
+def build_chain(memory: Any, stride: int, seed: int) -> int:
+    """Links one word of every stride into a random cycle; returns how many."""
+
+def chase_chain(memory: Any, start: int, hops: int, batch: int, seconds: float, cpu: int) -> tuple[list[float], int]:
+    """
+    Nanoseconds per dependent load, by batch, and the offset at which it stopped.
+    """
+
+def time_blocks(memory: Any, operation: str, block: int, samples: int, seconds: float, cpu: int) -> list[float]:
+    """Nanoseconds of single runs of an operation on scattered blocks."""
+
+def time_passes(memories: Sequence[Any], operation: str, cpus: Sequence[int], seconds: float) -> list[tuple[int, float]]:
+    """
+    Bytes and seconds of passes over the memories, by one thread on each of the CPUs.
+    """
+
+def page_nodes(memory: Any, samples: int) -> list[int]:
+    """
+    NUMA nodes of some pages, negative where there is none; empty if unknown.
+    """

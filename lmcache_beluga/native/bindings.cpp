@@ -9,6 +9,7 @@
 #include "bindings_geometry.hpp"
 #include "bindings_keys.hpp"
 #include "bindings_memory.hpp"
+#include "bindings_probe.hpp"
 #include "cache_instructions.hpp"
 #include "errors.hpp"
 #include "format.hpp"
@@ -240,4 +241,5 @@ NB_MODULE(_native, m) {
       "target"_a, "source"_a, "to_pool"_a, "threads"_a, "Bytes per second of one copy by the streaming engine.");
 
   bind_pool(m);
+  bind_probe(m);
 }
