@@ -155,16 +155,22 @@ def write_json(
 
     ``load``: the machine's load average before it began.
     """
-    document = {
+    document = preamble(command, load) | {
+        "sections": {name: section.as_json() for name, section in sections.items()},
+    }
+    path.write_text(json.dumps(rounded(document), indent=1) + "\n")
+
+
+def preamble(command: str, load: float) -> dict[str, Any]:
+    """What every document of measurements begins with: see ``write_json``."""
+    return {
         "command": command,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "load_average_before": round(load, 2),
         "quiet": load < _QUIET_LOAD,
         "versions": versions(),
-        "sections": {name: section.as_json() for name, section in sections.items()},
     }
-    path.write_text(json.dumps(_rounded(document), indent=1) + "\n")
 
 
 def machine() -> dict[str, Any]:
@@ -210,12 +216,12 @@ def _first_line(path: str) -> str:
         return ""
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Six significant digits: more would only make the file longer."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
+        return {key: rounded(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_rounded(entry) for entry in value]
+        return [rounded(entry) for entry in value]
     return value

@@ -45,6 +45,11 @@ COMMANDS = {
         "demo",
     ),
     "bench": LazyCommand("lmcache_beluga.cli.bench:bench", "Measure this machine's pool.", "demo"),
+    "characterize": LazyCommand(
+        "lmcache_beluga.cli.characterize:characterize",
+        "Measure the memory behind a pool, and recommend settings.",
+        "characterize",
+    ),
 }
 
 EXAMPLES = """\b

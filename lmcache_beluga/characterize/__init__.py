@@ -1,0 +1,1 @@
+"""What the memory behind a pool does on this machine, and which settings that speaks for."""
