@@ -85,6 +85,31 @@ def test_truncated_after_attach(
     child.finish()
 
 
+TRUNCATED_PAYLOAD = """
+import numpy as np
+
+path = arguments[0]
+pool = Pool.open(path, size=64 << 20, extent_size=32 << 20, copy_threads=3)
+data = np.random.default_rng(0).bytes(24 << 20)
+assert pool.put(b"large", data) == 0
+os.truncate(path, pool.info.metadata_bytes + (2 << 20))
+buffer = bytearray(len(data))
+try:
+    assert pool.read_into(b"large", buffer) is None
+except PoolClosedError:
+    pass
+say("survived")
+"""
+
+
+def test_payload_is_gone_under_all_threads_of_a_copy(
+    pool_path: Path, start_child: Callable[..., Child]
+) -> None:
+    child = start_child(TRUNCATED_PAYLOAD, pool_path)
+    child.expect("survived")
+    child.finish()
+
+
 def test_unlinked_after_attach(pool_path: Path) -> None:
     """Whoever has the pool open goes on; the name is free for a new pool."""
     with Pool.open(pool_path, size=8 * MIB) as pool:

@@ -2,7 +2,6 @@
 
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 
 #include <algorithm>
 #include <condition_variable>
@@ -17,6 +16,7 @@
 #include "errors.hpp"
 #include "fingerprint.hpp"
 #include "fork_guard.hpp"
+#include "signal_mask.hpp"
 
 namespace beluga {
 namespace {
@@ -164,11 +164,7 @@ class CopyEngine::Crew {
  private:
   void start() {
     started_ = true;
-    // Signals of the process belong to its own threads: Python's handlers run on the main one.
-    sigset_t every;
-    sigset_t before;
-    sigfillset(&every);
-    pthread_sigmask(SIG_SETMASK, &every, &before);
+    const WithoutProcessSignals masked;
     try {
       while (crew_.size() + 1 < static_cast<std::size_t>(threads_)) {
         crew_.emplace_back([this] { help(); });
@@ -177,7 +173,6 @@ class CopyEngine::Crew {
     } catch (const std::system_error&) {
       // The system gives no more threads: those that there are, and the callers, do the work.
     }
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
 
   void help() {

@@ -1,9 +1,8 @@
 #include "pinned_threads.hpp"
 
-#include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 
+#include <cerrno>
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
@@ -13,6 +12,7 @@
 #include <vector>
 
 #include "errors.hpp"
+#include "signal_mask.hpp"
 
 namespace beluga {
 namespace {
@@ -62,18 +62,13 @@ void run_pinned(std::span<const int> cpus, const std::function<void(std::size_t)
   };
   std::vector<std::thread> threads;
   threads.reserve(cpus.size());
-  // Signals of the process belong to its own threads: Python's handlers run on the main one.
-  sigset_t every;
-  sigset_t before;
-  sigfillset(&every);
-  pthread_sigmask(SIG_SETMASK, &every, &before);
   std::string trouble;
   try {
+    const WithoutProcessSignals masked;
     for (std::size_t i = 0; i < cpus.size(); ++i) threads.emplace_back(thread, i);
   } catch (const std::system_error& error) {
     trouble = std::string("cannot start a thread: ") + error.what();
   }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
   {
     std::unique_lock guard(gate.lock);
     gate.changed.wait(guard, [&] { return gate.ready == threads.size(); });
