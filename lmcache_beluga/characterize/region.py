@@ -18,7 +18,6 @@ import numpy.typing as npt
 from lmcache_beluga import _native
 from lmcache_beluga.characterize.figures import Place
 from lmcache_beluga.errors import InvalidArgumentError, NotAPoolError
-from lmcache_beluga.quantities import format_size
 
 if TYPE_CHECKING:
     from lmcache_beluga.pool import Pool
@@ -55,7 +54,7 @@ def dram(nbytes: int, cpu: int) -> Iterator[Region]:
     """Private memory, of the node of ``cpu``. Raises NoSpaceError."""
     scratch = _native.ScratchMemory.in_dram(nbytes, cpu)
     memory = scratch.array()
-    _fill(memory, cpu)
+    _fill(memory)
     yield Region(_place("local DRAM", "dram", "this machine's own memory", memory), memory)
 
 
@@ -71,7 +70,7 @@ def scratch_file(path: Path, nbytes: int, cpu: int) -> Iterator[Region]:
     scratch = _native.ScratchMemory.in_file(name, nbytes, cpu)
     try:
         memory = scratch.array()
-        _fill(memory, cpu)
+        _fill(memory)
         yield Region(_place(str(path), scratch.kind, _what(scratch.kind, name), memory), memory)
         _check(scratch, name)
     finally:
@@ -85,13 +84,13 @@ def raw_device(path: Path, nbytes: int, cpu: int) -> Iterator[Region]:
     Raises PoolBusyError when it is a pool's, NotAPoolError for what is no DAX device."""
     scratch = _native.ScratchMemory.on_device(str(path), nbytes, cpu)
     memory = scratch.array()
-    _fill(memory, cpu)
+    _fill(memory)
     yield Region(_place(str(path), "devdax", _what("devdax", str(path)), memory), memory)
     _check(scratch, str(path))
 
 
 @contextlib.contextmanager
-def pool_slots(pool: Pool, nbytes: int, cpu: int) -> Iterator[list[Region]]:
+def pool_slots(pool: Pool, nbytes: int) -> Iterator[list[Region]]:
     """One slot of each device of an attached pool: reserved, and given back unpublished.
 
     Takes only room that is free: nothing is evicted. A device that has none is left out. Storage
@@ -114,7 +113,7 @@ def pool_slots(pool: Pool, nbytes: int, cpu: int) -> Iterator[list[Region]]:
         for number, slot in sorted(slots.items()):
             device = pool.info.devices[number]
             memory = _lines(slot.array)
-            _fill(memory, cpu)
+            _fill(memory)
             place = _place(device.path, device.kind, _what(device.kind, device.path), memory)
             regions.append(Region(place, memory, pool, slot))
         yield regions
@@ -146,12 +145,9 @@ def _lines(memory: Memory) -> Memory:
     return memory[skip : skip + (memory.size - skip) // LINE * LINE]
 
 
-def _fill(memory: Memory, cpu: int) -> None:
+def _fill(memory: Memory) -> None:
     """Maps every page, and leaves no zeros: some CPUs move those faster."""
-    lines = _lines(memory)
-    if lines.size == 0:
-        raise InvalidArgumentError(f"{format_size(memory.size)} are too few to measure in")
-    _native.time_passes([lines], "store", [cpu], 20)
+    memory[:] = 0xA5
 
 
 def _check(scratch: _native.ScratchMemory, name: str) -> None:

@@ -189,13 +189,13 @@ def _places(
     with contextlib.ExitStack() as held:
         places: list[Region] = []
         if len(exist) == len(paths) and region.is_pool(paths):
-            places = _pool(held, paths, nbytes, cpu, host_id, figures)
+            places = _pool(held, paths, nbytes, host_id, figures)
         else:
             for path in paths:
                 if path not in exist:
                     places.append(held.enter_context(region.scratch_file(Path(path), nbytes, cpu)))
                 elif region.is_pool([path]):
-                    places += _pool(held, (path,), nbytes, cpu, host_id, figures)
+                    places += _pool(held, (path,), nbytes, host_id, figures)
                 elif not region.is_character_device(Path(path)):
                     raise click.UsageError(
                         f"{path} is no pool, and its contents are somebody's: name a pool (all of "
@@ -215,14 +215,13 @@ def _pool(
     held: contextlib.ExitStack,
     paths: tuple[str, ...],
     nbytes: int,
-    cpu: int,
     host_id: int,
     figures: Figures,
 ) -> list[Region]:
     from lmcache_beluga.characterize import region
 
     pool = held.enter_context(attach(paths, host_id))
-    places = held.enter_context(region.pool_slots(pool, nbytes, cpu))
+    places = held.enter_context(region.pool_slots(pool, nbytes))
     measured = {place.name for place in places}
     for device in pool.info.devices:
         if device.path not in measured:
