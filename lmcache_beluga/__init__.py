@@ -1,7 +1,8 @@
 """lmcache-beluga: one KV cache in shared memory, for every engine and host on it.
 
-``Pool`` is the cache itself; ``BelugaBackend`` is LMCache's way in. Names load when they are first
-used, so that importing this package costs nothing: neither torch nor lmcache nor the native core.
+``Pool`` is the cache itself; ``BelugaBackend`` and ``BelugaL2Adapter`` are LMCache's ways in, in
+process and in its multiprocess mode. Names load when they are first used, so that importing this
+package costs nothing: neither torch nor lmcache nor the native core.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from lmcache_beluga.errors import (
 if TYPE_CHECKING:
     from lmcache_beluga.config import Settings
     from lmcache_beluga.engines.inprocess import BelugaBackend
+    from lmcache_beluga.engines.l2_adapter import BelugaL2Adapter
+    from lmcache_beluga.engines.l2_config import BelugaL2AdapterConfig
     from lmcache_beluga.pool import (
         CheckReport,
         Entry,
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BelugaBackend": "engines.inprocess",
+    "BelugaL2Adapter": "engines.l2_adapter",
+    "BelugaL2AdapterConfig": "engines.l2_config",
     "CheckReport": "pool",
     "Entry": "pool",
     "HostInfo": "pool",
@@ -65,6 +70,8 @@ _HOME = {
 __all__ = [
     "BelugaBackend",
     "BelugaError",
+    "BelugaL2Adapter",
+    "BelugaL2AdapterConfig",
     "CheckReport",
     "ChunkTooLargeError",
     "CorruptPoolError",

@@ -211,13 +211,43 @@ class Settings:
         Keys without the prefix ``beluga.`` are LMCache's or another backend's, and ignored.
         Raises SettingError for a ``beluga.*`` key that is unknown or a value that cannot be read.
         """
+        ours = {
+            key: value
+            for key, value in (extra_config or {}).items()
+            if isinstance(key, str) and key.startswith(KEY_PREFIX)
+        }
+        return cls._from_keys(ours, "extra_config", environ)
+
+    @classmethod
+    def from_names(
+        cls, names: Mapping[str, Any], origin: str, environ: Mapping[str, str] | None = None
+    ) -> Settings:
+        """The settings in ``names``, whose keys lack the prefix (``{"pool": "/dev/dax0.0"}``),
+        overridden by those in ``environ``.
+
+        ``origin`` says in error messages where ``names`` come from. With the prefix they are
+        accepted as well. Raises SettingError for a name that is unknown, a value that cannot be
+        read, or a setting that is given twice.
+        """
+        ours: dict[str, Any] = {}
+        for name, value in names.items():
+            key = KEY_PREFIX + str(name).removeprefix(KEY_PREFIX)
+            if key in ours:
+                raise SettingError(f"{origin} has both {name} and {name.removeprefix(KEY_PREFIX)}")
+            ours[key] = value
+        return cls._from_keys(ours, origin, environ)
+
+    @classmethod
+    def _from_keys(
+        cls, keys: Mapping[str, Any], origin: str, environ: Mapping[str, str] | None
+    ) -> Settings:
         values: dict[str, Any] = {}
-        for key, value in (extra_config or {}).items():
-            if isinstance(key, str) and key.startswith(KEY_PREFIX) and value is not None:
+        for key, value in keys.items():
+            if value is not None:
                 setting = _BY_KEY.get(key)
                 if setting is None:
                     raise SettingError(_unknown(key, list(_BY_KEY)))
-                values[setting.attribute] = setting.read(value, f"{key} (extra_config)")
+                values[setting.attribute] = setting.read(value, f"{key} ({origin})")
         values.update(_values_in(os.environ if environ is None else environ))
         return cls(**values)
 
@@ -239,8 +269,8 @@ class Settings:
         if not self.pool:
             raise SettingError(
                 "beluga.pool is not set: name the pool's file or device, such as "
-                "/dev/shm/beluga.pool, in LMCache's extra_config or in the environment variable "
-                "BELUGA_POOL"
+                "/dev/shm/beluga.pool, in LMCache's extra_config (for an L2 adapter: as pool in "
+                "adapter_params), or in the environment variable BELUGA_POOL"
             )
         arguments = {s.pool_argument: getattr(self, s.attribute) for s in SETTINGS if s.of_pool}
         return {name: value for name, value in arguments.items() if value is not None}

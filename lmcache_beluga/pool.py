@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from . import _native
+from .batches import Batches
 from .errors import InvalidArgumentError
 from .pool_arguments import ATTACH_NAMES, FORMAT_NAMES, AttachArguments, FormatArguments
 from .pool_info import (
@@ -195,6 +196,14 @@ class Pool:
         """Takes one pin back; False if there is none (any more)."""
         return self._native.unpin(key)
 
+    def unpin_batch(self, keys: Sequence[Key]) -> int:
+        """Takes one pin of each key back; returns of how many there was one."""
+        return self._native.unpin_batch(keys)
+
+    def pinned(self, keys: Sequence[Key]) -> list[bool]:
+        """Which of the keys this handle pins."""
+        return self._native.pinned(keys)
+
     def unpin_all(self) -> int:
         """Takes all pins of this process back and says how many there were."""
         return self._native.unpin_all()
@@ -260,6 +269,11 @@ class Pool:
         """Copies chunks into writable buffers, several at once. See :meth:`read_into`."""
         return self._native.read_into(keys, buffers)
 
+    def batches(self) -> Batches:
+        """Native threads that store, look up and load batches of chunks for a caller who does not
+        wait. Close it before the pool."""
+        return Batches(self._native)
+
     # ---- keeping and removing
 
     def touch(self, keys: Sequence[Key]) -> int:
@@ -319,6 +333,19 @@ class Pool:
             entries, cursor, done = self._native.entries(cursor, _LIST_BATCH)
             for entry in entries:
                 yield Entry(**entry)
+
+    def page(self, cursor: int, most: int) -> tuple[list[Entry], int | None]:
+        """Up to ``most`` chunks from ``cursor`` on (0: the first), and where to go on; None at the
+        end."""
+        entries, cursor, done = self._native.entries(cursor, most)
+        return [Entry(**entry) for entry in entries], None if done else cursor
+
+    def usage_by_salt(self) -> tuple[int, dict[str, int]]:
+        """Bytes of all chunks, and of those stored under an LMCache ObjectKey by its cache_salt.
+
+        Walks all slots: about 1 ms for each thousand chunks."""
+        total, salts = _native.usage_by_salt(self._native)
+        return total, {salt.decode(errors="replace"): size for salt, size in salts.items()}
 
     def extent_of(self, slot: int) -> tuple[int, int]:
         """The extent of a slot, and the address at which its ``info.extent_size`` bytes of payload

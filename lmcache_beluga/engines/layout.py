@@ -122,6 +122,17 @@ class LayoutCodec:
             self._packed[key] = packed
         return packed
 
+    def declared(self, obj: MemoryObj) -> bytes:
+        """The metadata of what the buffer ``obj`` is shaped for, however much of it is in use."""
+        meta = obj.metadata
+        key = (meta.fmt, tuple(meta.shapes or [meta.shape]), tuple(meta.dtypes or [meta.dtype]))
+        packed = self._packed.get(key)
+        if packed is None:
+            packed = Layout.of(key[1], key[2], meta.fmt).packed()
+            _make_room(self._packed)
+            self._packed[key] = packed
+        return packed
+
     def unpack(self, packed: bytes, size: int) -> Layout:
         """The layout of a chunk of ``size`` bytes with metadata ``packed``.
 

@@ -11,19 +11,12 @@ from lmcache_beluga.engines.allocator import PoolAllocator
 from lmcache_beluga.engines.layout import LayoutCodec
 from lmcache_beluga.engines.memory_obj import PoolMemoryObj
 from lmcache_beluga.engines.payload import payload
-from lmcache_beluga.engines.trouble import TroubleLog, logger
+from lmcache_beluga.engines.refusals import say_refused
+from lmcache_beluga.engines.trouble import TroubleLog
 from lmcache_beluga.pool import Pool, PutResult, Reservation
 
 if TYPE_CHECKING:
     from lmcache.utils import CacheEngineKey
-
-# Why the pool refuses a put: the counter in Pool.stats(), and what helps.
-_REFUSALS = {
-    "refused_leased": "because everything in the pool is in use: make it larger (beluga.size)",
-    "refused_no_space": "because the pool's file system is full: enlarge it (for /dev/shm in a "
-    "container, --shm-size), or make the pool smaller (beluga.size)",
-    "refused_busy": "because another process of this machine is stopped while it holds a lock",
-}
 
 
 class ChunkWriter:
@@ -54,7 +47,7 @@ class ChunkWriter:
                 begin = index + 1
         results += self._copy(keys[begin:], objs[begin:], first_depth + begin)
         if refused := results.count(PutResult.REFUSED):
-            self._say_refused(refused)
+            say_refused(self._pool, self._trouble, refused)
         return results
 
     def _slot_of(self, obj: MemoryObj) -> Reservation | None:
@@ -96,14 +89,3 @@ class ChunkWriter:
             metas=[self._codec.pack(obj) for obj in objs],
             first_depth=first_depth,
         )
-
-    def _say_refused(self, count: int) -> None:
-        if times := self._trouble.due("refused", count):
-            stats = self._pool.stats()
-            reasons = [f"{stats[name]} {why}" for name, why in _REFUSALS.items() if stats[name]]
-            logger.warning(
-                "the pool refused %d chunks since last reported, which LMCache will recompute when "
-                "needed. All refusals of this host: %s",
-                times,
-                "; ".join(reasons),
-            )

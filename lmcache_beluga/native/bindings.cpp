@@ -10,6 +10,7 @@
 #include "bindings_keys.hpp"
 #include "bindings_memory.hpp"
 #include "bindings_probe.hpp"
+#include "bindings_tasks.hpp"
 #include "cache_instructions.hpp"
 #include "errors.hpp"
 #include "format.hpp"
@@ -242,4 +243,5 @@ NB_MODULE(_native, m) {
 
   bind_pool(m);
   bind_probe(m);
+  bind_tasks(m);
 }

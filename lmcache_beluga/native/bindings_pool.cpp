@@ -130,6 +130,23 @@ void bind_pool(nb::module_& m) {
              nb::gil_scoped_release unlocked;
              return p->unpin(batch->prints[0]);
            }, "key"_a)
+      .def("unpin_batch",
+           [](const PoolPtr& p, nb::handle keys) {
+             ScratchBatch batch;
+             read_keys(keys.ptr(), *batch);
+             nb::gil_scoped_release unlocked;
+             std::size_t n = 0;
+             for (const Fingerprint& print : batch->prints) n += p->unpin(print);
+             return n;
+           }, "keys"_a)
+      .def("pinned",
+           [](const PoolPtr& p, nb::handle keys) -> nb::typed<nb::list, bool> {
+             ScratchBatch batch;
+             read_keys(keys.ptr(), *batch);
+             nb::typed<nb::list, bool> out;
+             for (const Fingerprint& print : batch->prints) out.append(nb::bool_(p->pinned(print)));
+             return out;
+           }, "keys"_a)
       .def("unpin_all",
            [](const PoolPtr& p) {
              nb::gil_scoped_release unlocked;

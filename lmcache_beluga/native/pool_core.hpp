@@ -93,7 +93,10 @@ class PoolCore {
   virtual void release(const std::shared_ptr<Lease>& lease) noexcept = 0;
 
   virtual std::size_t pin_prefix(const KeyBatch& keys) = 0;
+  /// Pins every key that is present, whichever are missing in between: 1 in `pinned`, 0 for a miss.
+  virtual void pin_each(const KeyBatch& keys, std::span<std::uint8_t> pinned) = 0;
   virtual bool unpin(const Fingerprint& print) noexcept = 0;
+  virtual bool pinned(const Fingerprint& print) const noexcept = 0;
   virtual std::size_t unpin_all() noexcept = 0;
 
   /// A slot to write into; the caller commits or abandons it.
@@ -108,9 +111,10 @@ class PoolCore {
   virtual void put(const KeyBatch& keys, std::span<const std::span<const std::byte>> sources,
                    std::span<const std::span<const std::byte>> metas, std::uint32_t first_depth,
                    std::span<PutResult> results) = 0;
-  /// Copies chunks out: bytes copied, or -1 for a miss. A buffer that is too small throws invalid_argument.
+  /// Copies chunks out: bytes copied, or -1 for a miss. A buffer that is too small throws invalid_argument. With `metas`
+  /// a chunk that was put with another metadata, or is larger than its buffer, is a miss.
   virtual void read_into(const KeyBatch& keys, std::span<const std::span<std::byte>> buffers,
-                         std::span<std::int64_t> copied) = 0;
+                         std::span<std::int64_t> copied, std::span<const std::span<const std::byte>> metas = {}) = 0;
 
   virtual std::size_t touch(std::span<const Fingerprint> prints) = 0;
   virtual std::size_t remove(std::span<const Fingerprint> prints) = 0;

@@ -115,26 +115,18 @@ class Store final : public PoolCore {
     hosts_.keep_active_fresh();
     std::vector<std::shared_ptr<Lease>> leases;
     leases_.acquire(keys.prints, [&](std::size_t i) { return keys.record(i); }, true, leases);
-    std::lock_guard guard(pins_mutex_);
-    const std::uint64_t deadline = context_.now_ms() + context_.options.pin_timeout_ms;
-    std::size_t n = 0;
-    for (; n < leases.size() && leases[n]; ++n) {
-      Pin& pin = pins_[keys.prints[n]];
-      if (pin.lease && pin.lease != leases[n]) {
-        // The chunk was evicted and stored again since the key was first pinned: follow the living copy.
-        leases_.release(pin.lease);
-        pin.lease = leases[n];
-      } else if (pin.lease) {
-        leases_.release(leases[n]);  // one hold serves all pins of a key
-      } else {
-        pin.lease = leases[n];
-      }
-      ++pin.count;
-      pin.deadline = deadline;
-      ++pin_count_;
-    }
+    const std::size_t n = keep_pinned(keys, leases);
     count_lookup(keys.size(), n);
     return n;
+  }
+
+  void pin_each(const KeyBatch& keys, std::span<std::uint8_t> pinned) override {
+    check_open();
+    hosts_.keep_active_fresh();
+    std::vector<std::shared_ptr<Lease>> leases;
+    leases_.acquire(keys.prints, [&](std::size_t i) { return keys.record(i); }, false, leases);
+    for (std::size_t i = 0; i < leases.size(); ++i) pinned[i] = leases[i] != nullptr;
+    count_lookup(keys.size(), keep_pinned(keys, leases));
   }
 
   bool unpin(const Fingerprint& print) noexcept override {
@@ -148,6 +140,12 @@ class Store final : public PoolCore {
       pins_.erase(it);
     }
     return true;
+  }
+
+  bool pinned(const Fingerprint& print) const noexcept override {
+    if (context_.forks != fork_generation()) return false;
+    std::lock_guard guard(pins_mutex_);
+    return pins_.contains(print);
   }
 
   std::size_t unpin_all() noexcept override {
@@ -253,8 +251,8 @@ class Store final : public PoolCore {
     }
   }
 
-  void read_into(const KeyBatch& keys, std::span<const std::span<std::byte>> buffers,
-                 std::span<std::int64_t> copied) override {
+  void read_into(const KeyBatch& keys, std::span<const std::span<std::byte>> buffers, std::span<std::int64_t> copied,
+                 std::span<const std::span<const std::byte>> metas) override {
     check_open();
     hosts_.keep_active_fresh();
     std::vector<std::shared_ptr<Lease>> leases;
@@ -264,6 +262,10 @@ class Store final : public PoolCore {
     for (std::size_t i = 0; i < leases.size(); ++i) {
       copied[i] = -1;
       if (!leases[i]) continue;
+      if (!metas.empty() && !is_as_expected(*leases[i], buffers[i].size(), metas[i])) {
+        leases_.release(std::exchange(leases[i], nullptr));
+        continue;
+      }
       too_small |= leases[i]->size > buffers[i].size();
       if (!too_small) transfer.add(buffers[i].data(), payload_of(*leases[i]));
     }
@@ -440,8 +442,38 @@ class Store final : public PoolCore {
     std::uint64_t deadline = 0;
   };
 
+  /// Turns the leases that there are into pins of their keys, and says how many.
+  std::size_t keep_pinned(const KeyBatch& keys, std::span<const std::shared_ptr<Lease>> leases) {
+    std::lock_guard guard(pins_mutex_);
+    const std::uint64_t deadline = context_.now_ms() + context_.options.pin_timeout_ms;
+    std::size_t n = 0;
+    for (std::size_t i = 0; i < leases.size(); ++i) {
+      if (!leases[i]) continue;
+      Pin& pin = pins_[keys.prints[i]];
+      if (pin.lease && pin.lease != leases[i]) {
+        // The chunk was evicted and stored again since the key was first pinned: follow the living copy.
+        leases_.release(pin.lease);
+        pin.lease = leases[i];
+      } else if (pin.lease) {
+        leases_.release(leases[i]);  // one hold serves all pins of a key
+      } else {
+        pin.lease = leases[i];
+      }
+      ++pin.count;
+      pin.deadline = deadline;
+      ++n;
+    }
+    pin_count_ += n;
+    return n;
+  }
+
   std::span<const std::byte> payload_of(const Lease& lease) const noexcept {
     return {address_of(lease), lease.size};
+  }
+
+  static bool is_as_expected(const Lease& lease, std::size_t size, std::span<const std::byte> meta) {
+    const std::span<const std::byte> found = lease.meta();
+    return lease.size <= size && std::equal(found.begin(), found.end(), meta.begin(), meta.end());
   }
 
   /// Reads what was leased, before it is handed out: a chunk whose bytes are not those that were stored is a miss.
