@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from lmcache.v1.memory_management import MemoryObj
 
 
+MOST_COPY_THREADS = 16
+"""More bring little: they wait for memory."""
+
+
 class Storing(NamedTuple):
     """A store under way."""
 
@@ -67,7 +71,12 @@ class BelugaL2Adapter(L2AdapterInterface):  # type: ignore[misc]
     def __init__(
         self, config: BelugaL2AdapterConfig, l1_memory_desc: L1MemoryDesc | None = None
     ) -> None:
-        self._pool = Pool.open(**config.settings.pool_arguments())
+        arguments = config.settings.pool_arguments()
+        # A server copies for all engines of its machine.
+        arguments["copy_threads"] = arguments["copy_threads"] or min(
+            MOST_COPY_THREADS, len(os.sched_getaffinity(0))
+        )
+        self._pool = Pool.open(**arguments)
         super().__init__(max_capacity_bytes=self._pool.info.capacity)
         self._batches = self._pool.batches()
         self._stores: Underway[Storing] = Underway(lambda task: None)  # each is taken when it ends

@@ -46,7 +46,7 @@ int checked_threads(int threads) {
 }
 
 CopyKernel kernel_for(CopyDirection direction) noexcept {
-  return direction == CopyDirection::to_pool ? to_pool_kernel() : from_pool_kernel();
+  return direction == CopyDirection::from_pool ? from_pool_kernel() : to_pool_kernel();
 }
 
 void copy_part(CopyKernel kernel, CopyDirection direction, const CopyPart& part, std::size_t offset,
@@ -56,7 +56,7 @@ void copy_part(CopyKernel kernel, CopyDirection direction, const CopyPart& part,
            static_cast<const std::byte*>(part.src) + offset, n);
   }
   if (part.sum != nullptr) {
-    const bool arrived = part.dst != nullptr && direction == CopyDirection::from_pool;
+    const bool arrived = part.dst != nullptr && direction != CopyDirection::to_pool;
     *part.sum = checksum64({static_cast<const std::byte*>(arrived ? part.dst : part.src), part.n});
   }
 }

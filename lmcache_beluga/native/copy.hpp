@@ -17,8 +17,9 @@ struct CopyPart {
   std::uint64_t* sum = nullptr;
 };
 
-/// Which end of a copy lies in the pool.
-enum class CopyDirection { to_pool, from_pool };
+/// Which end of a copy lies in the pool. What is streamed out of it is more than the caches hold, or nobody reads it
+/// next.
+enum class CopyDirection { to_pool, from_pool, streamed_from_pool };
 
 /// Moves payloads between ordinary memory and the pool at memory speed.
 ///
@@ -27,7 +28,7 @@ enum class CopyDirection { to_pool, from_pool };
 /// that took part, so the bytes are ordered before whatever the caller stores next. Bytes before
 /// the first and after the last 64-byte line boundary of `dst` are written with ordinary stores: on
 /// a non-coherent pool the caller flushes those two lines. Copies from the pool use ordinary
-/// stores, since whoever asked for the bytes reads them next.
+/// stores, since whoever asked for the bytes reads them next; unless they are to be streamed, too.
 ///
 /// Copies of more than 1 MiB are cut into pieces that the calling thread and a few native threads
 /// share. The threads start with the first such copy, sleep between copies, and end with the

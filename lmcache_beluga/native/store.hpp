@@ -259,6 +259,7 @@ class Store final : public PoolCore {
     leases_.acquire(keys.prints, [&](std::size_t i) { return keys.record(i); }, false, leases);
     PayloadTransfer transfer(context_.options.verify);
     bool too_small = false;
+    std::uint64_t total = 0;
     for (std::size_t i = 0; i < leases.size(); ++i) {
       copied[i] = -1;
       if (!leases[i]) continue;
@@ -268,8 +269,11 @@ class Store final : public PoolCore {
       }
       too_small |= leases[i]->size > buffers[i].size();
       if (!too_small) transfer.add(buffers[i].data(), payload_of(*leases[i]));
+      total += leases[i]->size;
     }
-    if (!too_small) transfer.run(copier_, CopyDirection::from_pool);
+    // What is more than caches hold is not in them when it is used: better not to read its lines before.
+    const bool streamed = total >= kStreamedFrom;
+    if (!too_small) transfer.run(copier_, streamed ? CopyDirection::streamed_from_pool : CopyDirection::from_pool);
     std::size_t n = 0;
     for (std::size_t i = 0; i < leases.size(); ++i) {
       if (!leases[i]) continue;
@@ -421,6 +425,8 @@ class Store final : public PoolCore {
       "the pool was formatted anew while it was attached: everything in it is a miss; attach again";
   static constexpr const char* kTakenOver =
       "another machine has taken this host id over: everything is a miss; give every machine its own beluga.host_id";
+
+  static constexpr std::uint64_t kStreamedFrom = 32 << 20;
 
   static constexpr const char* kRetired = "this host was retired: attach again to have it join anew";
 
