@@ -40,8 +40,8 @@ class CudaRuntime:
 
     def host_register(self, address: int, nbytes: int) -> None:
         """Pins pages and lets every GPU reach them at the same addresses. Raises CudaError."""
-        self._call("cudaSetDevice", ctypes.c_int(self._device))
-        self._call(
+        self.call("cudaSetDevice", ctypes.c_int(self._device))
+        self.call(
             "cudaHostRegister",
             ctypes.c_void_p(address),
             ctypes.c_size_t(nbytes),
@@ -50,10 +50,18 @@ class CudaRuntime:
 
     def host_unregister(self, address: int) -> None:
         """Undoes ``host_register``; waits for the GPUs' work. Raises CudaError."""
-        self._call("cudaSetDevice", ctypes.c_int(self._device))
-        self._call("cudaHostUnregister", ctypes.c_void_p(address))
+        self.call("cudaSetDevice", ctypes.c_int(self._device))
+        self.call("cudaHostUnregister", ctypes.c_void_p(address))
 
-    def _call(self, name: str, *arguments: object) -> None:
+    @property
+    def version(self) -> int:
+        """Of the library: 1000 * major + 10 * minor."""
+        version = ctypes.c_int()
+        self.call("cudaRuntimeGetVersion", ctypes.byref(version))
+        return version.value
+
+    def call(self, name: str, *arguments: object) -> None:
+        """Calls a function of the library that returns a cudaError_t. Raises CudaError."""
         code = getattr(self._library, name)(*arguments)
         if code != 0:
             text = self._library.cudaGetErrorString(code).decode()
