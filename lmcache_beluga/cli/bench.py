@@ -28,9 +28,10 @@ _SECTIONS = {
     "l2": "bench_l2:run",
     "hammer": "bench_hammer:run",
     "noncoherent": "bench_noncoherent:run",
+    "gpu": "bench_gpu:run",
     "gpus": "bench_gpus:run",
 }
-_FOR_GPUS = {"gpus"}
+_FOR_GPUS = {"gpu", "gpus"}
 
 EPILOG = """\b
 Sections:
@@ -42,6 +43,7 @@ Sections:
   hammer   several processes on one pool at once, every read verified
   noncoherent  what flushes and fences cost: lookups with 2, 4 and 16 hosts, leases, copies
   gpus     several processes on one GPU, and one on each, at once (where there is CUDA)
+  gpu      a GPU's copies to and from the pool by size and method, blocks of models, latencies
 \b
 Examples:
   beluga bench
@@ -94,9 +96,7 @@ def bench(
 
     prepare_environment()
     load = os.getloadavg()[0]
-    names = list(dict.fromkeys(sections))
-    if not names or "all" in names:
-        names = [name for name in _SECTIONS if name not in _FOR_GPUS or _has_gpu()]
+    names = _all() if not sections or "all" in sections else list(dict.fromkeys(sections))
     console = stdout_console()
     done: dict[str, Section] = {}
     with terminable():
@@ -117,10 +117,14 @@ def bench(
     ctx.exit(0 if len(done) == len(names) else 2)
 
 
-def _has_gpu() -> bool:
+def _all() -> list[str]:
+    """All sections, but what needs a GPU only where there is one."""
     import torch
 
-    return bool(torch.cuda.is_available())
+    if torch.cuda.is_available():
+        return list(_SECTIONS)
+    click.echo("beluga: no GPU here: the sections for GPUs are left out", err=True)
+    return [name for name in _SECTIONS if name not in _FOR_GPUS]
 
 
 @contextmanager

@@ -50,6 +50,11 @@ class CudaDevice:
         self._lock = threading.Lock()
 
     @property
+    def index(self) -> int:
+        """Ordinal."""
+        return self._index
+
+    @property
     def name(self) -> str:
         return str(self._device)
 

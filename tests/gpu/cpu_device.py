@@ -47,7 +47,7 @@ def kernels(width: int) -> ctypes.CDLL:
             "-Wno-unknown-pragmas",
         ]
         subprocess.run(
-            [*command, *defines, str(_HERE / "kernels_on_cpu.hpp"), "-o", str(library)],
+            [*command, *defines, str(_HERE / "kernels_on_cpu.cpp"), "-o", str(library)],
             check=True,
             timeout=120,
         )

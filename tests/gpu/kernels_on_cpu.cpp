@@ -1,6 +1,4 @@
 // What fused_copy.cu needs of CUDA, for a C++ compiler: threads run one after the other.
-#pragma once
-
 #include <cstdint>
 
 #define __device__
