@@ -215,6 +215,8 @@ def time_passes(memories: Sequence[Any], operation: str, cpus: Sequence[int], se
 def page_nodes(memory: Any, samples: int) -> list[int]:
     """
     NUMA nodes of some pages, negative where there is none; empty if unknown.
+    """
+
 class BatchTasks:
     """Batches of work on a pool, done by a few native threads."""
 
