@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,9 +141,10 @@ def _one_model(
     for verb, make in (("load", load), ("store", store)):
         candidates |= {f"{verb} a block, {m.value}": make(m) for m in methods}
     candidates[f"load {_BLOCKS} blocks at once, each"] = all_at_once
+    fragments = f"{2 * model.layers} fragments of {format_size(cache.block_bytes)}"
     for name, seconds in interleaved(rounds, candidates, discard=3).items():
-        fragments = f"{2 * model.layers} of {format_size(cache.block_bytes)}"
-        note = f"{fragments}; {model.published}" if name.startswith("load a") else fragments
+        speed = f"{chunk / statistics.median(seconds) / 1e9:.3g} GB/s"
+        note = f"{speed}; {fragments}; {model.published}"
         section.add(f"{model.name}: {name}", [second * 1e6 for second in seconds], "µs", note=note)
     _check(section, model, layers, before)
     for view in views:

@@ -133,7 +133,7 @@ def measure(
     runtime: CudaRuntime,
 ) -> None:
     """All sizes both ways, the bars, and the crossovers."""
-    with prepared(folder, device, runtime, slots=4 if quick else 8) as bench:
+    with prepared(folder, device, runtime, slots=4 if quick else 16) as bench:
         for direction in Direction:
             bench.fill()
             speeds = []

@@ -88,10 +88,10 @@ class CudaDevice:
             raise InvalidArgumentError(f"a tensor on {values.device}, not on {self._device}")
         if values.dtype not in (torch.int64, torch.int32, torch.uint64, torch.uint32):
             raise InvalidArgumentError(f"integers are wanted, not {values.dtype}")
-        with self._on(stream):
-            if values.dtype in (torch.int32, torch.uint32):
-                values = values.to(torch.int64)
-            flat = values.reshape(-1).contiguous()
+        flat = values.reshape(-1) if values.is_contiguous() else None
+        if flat is None or flat.element_size() < 8:
+            with self._on(stream):
+                flat = values.reshape(-1).to(torch.int64)
         return Memory(int(flat.data_ptr()), int(flat.numel()), flat)
 
     def upload(self, words: npt.NDArray[Any], stream: int) -> Memory:

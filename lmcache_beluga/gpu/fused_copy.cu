@@ -118,8 +118,8 @@ extern "C" __global__ void __launch_bounds__(1024)
 
 // One chunk in a slot, in accesses of WIDTH bytes. A plane is one layer's keys, or its values:
 //
-//   slot    |plane 0: keys of layer 0, all tokens|plane 1: keys of layer 1|...|values of layer 0|...
-//   tokens  |token 0|token 1|...   each as it lies in the paged cache
+//   slot    |keys of layer 0, all tokens|keys of layer 1|...|values of layer 0|...
+//   plane   |token 0|token 1|...   each as it lies in the paged cache
 struct Chunk {
   u64 slot;         // address
   u64 total;        // of the chunk

@@ -6,13 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("lmcache")
 
-from lmcache_beluga.cli import bench_redis
+from lmcache_beluga.cli import bench_gpu, bench_redis
 from lmcache_beluga.cli.bench_hammer_worker import Content
 from lmcache_beluga.cli.bench_report import Bar, Row, Section, interleaved, percentile, write_json
 
@@ -79,6 +81,43 @@ def test_engines(tmp_path: Path) -> None:
     assert "retrieve, beluga / hot cache" in names
     names = {row["name"] for row in sections["compare"]["rows"]}
     assert {"retrieve, beluga", "retrieve, Redis", "store, DAX"} <= names
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_says_that_it_needs_one(tmp_path: Path) -> None:
+    command = [*COMMAND, "gpu", "--quick", "--dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "gpu: the fused copy needs a GPU" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu(tmp_path: Path) -> None:
+    rows = run(tmp_path, "gpu")["gpu"]["rows"]
+    failed = [row["note"] for row in rows if row["note"].startswith("failed")]
+    assert failed == []
+    names = {row["name"] for row in rows}
+    assert {"H2D 16 KiB, fused kernel", "D2H 4 KiB, fused kernel / one pinned copy"} <= names
+    assert {"Qwen-32B: load a block, fused kernel", "GPU load, pool"} <= names
+
+
+def test_one_part_that_fails_does_not_end_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bad(*_: object) -> None:
+        raise RuntimeError("no such symbol")
+
+    def good(section: Section, *_: object) -> None:
+        section.add_value("speed", 50.0, "GB/s")
+
+    monkeypatch.setattr(bench_gpu, "_parts", lambda: [("bad one", bad), ("good", good)])
+    monkeypatch.setattr(bench_gpu, "CudaDevice", lambda: SimpleNamespace(index=0))
+    monkeypatch.setattr(bench_gpu, "CudaRuntime", lambda index: None)
+    monkeypatch.setattr(bench_gpu, "_name", lambda device: "a GPU")
+    section = bench_gpu.run(tmp_path, True, lambda what: None)
+    assert [(row.name, row.value) for row in section.rows] == [("bad one", None), ("speed", 50.0)]
+    assert section.rows[0].note == "failed: RuntimeError: no such symbol"
 
 
 def test_unknown_section() -> None:

@@ -39,7 +39,8 @@ static T* at(u64 address) {
 }
 
 extern "C" void run_copy_fragments(unsigned blocks, unsigned threads, const u64* a) {
-  run(blocks, threads, [a] { copy_fragments(at<u64>(a[0]), at<u64>(a[1]), a[2], a[3], a[4], a[5]); });
+  run(blocks, threads,
+      [a] { copy_fragments(at<u64>(a[0]), at<u64>(a[1]), a[2], a[3], a[4], a[5]); });
 }
 
 extern "C" void run_copy_paged(unsigned blocks, unsigned threads, const u64* a) {
