@@ -40,6 +40,9 @@ BatchTasks::Id BatchTasks::submit(Kind<Outcome>& kind, Outcome undone, Work work
     // In a forked child there are no threads, and the descriptors are the parent's.
     if (error.kind == ErrorKind::forked_handle) throw;
     undone.trouble = error.what();
+  }
+  kind.begin();
+  if (!undone.trouble.empty()) {
     kind.end(id, std::move(undone));
     return id;
   }
@@ -95,7 +98,7 @@ std::vector<std::pair<BatchTasks::Id, StoreOutcome>> BatchTasks::take_stores() {
 }
 
 std::size_t BatchTasks::pending() const {
-  return stores_.lane.pending() + lookups_.lane.pending() + loads_.lane.pending();
+  return stores_.pending() + lookups_.pending() + loads_.pending();
 }
 
 void BatchTasks::close() noexcept {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -91,6 +92,7 @@ class BatchTasks {
         const std::lock_guard guard(lock);
         kept.emplace(id, std::move(outcome));
         if (kept.size() > kMostKept) kept.erase(kept.begin());
+        --open;
       }
       ended.signal();
     }
@@ -103,9 +105,19 @@ class BatchTasks {
       return outcome;
     }
 
+    void begin() {
+      const std::lock_guard guard(lock);
+      ++open;
+    }
+    std::size_t pending() const {
+      const std::lock_guard guard(lock);
+      return open;
+    }
+
     EventFd ended;
-    std::mutex lock;
+    mutable std::mutex lock;
     std::map<Id, Outcome> kept;
+    std::size_t open = 0;
     TaskLane lane;  // last: its threads use the others
   };
 

@@ -53,11 +53,6 @@ class TaskLane::Crew {
     }
   }
 
-  std::size_t pending() const {
-    const std::lock_guard guard(lock_);
-    return waiting_.size() + running_;
-  }
-
  private:
   void start() {
     // Signals of the process belong to its own threads: Python's handlers run on the main one.
@@ -84,12 +79,10 @@ class TaskLane::Crew {
       {
         const Task task = std::move(waiting_.front());
         waiting_.pop_front();
-        ++running_;
         guard.unlock();
         task(true);
       }  // what it holds goes without the lock
       guard.lock();
-      --running_;
     }
   }
 
@@ -97,10 +90,9 @@ class TaskLane::Crew {
   const int wanted_;
   const std::size_t capacity_;
   const std::uint64_t fork_generation_ = beluga::fork_generation();
-  mutable std::mutex lock_;
+  std::mutex lock_;
   std::condition_variable wake_;  // a task was added, or stopping_
   std::deque<Task> waiting_;
-  std::size_t running_ = 0;
   bool stopping_ = false;
   std::mutex joining_;
   std::vector<std::thread> threads_;  // started under lock_, joined under joining_ once stopping_
@@ -123,7 +115,5 @@ bool TaskLane::add(Task task) { return !crew_->forked() && crew_->add(std::move(
 void TaskLane::stop() noexcept {
   if (!crew_->forked()) crew_->stop();
 }
-
-std::size_t TaskLane::pending() const { return crew_->forked() ? 0 : crew_->pending(); }
 
 }  // namespace beluga

@@ -28,8 +28,6 @@ class TaskLane {
   bool add(Task task);
   /// Tells what still waits that it will not be done, and waits for what is being done. Idempotent.
   void stop() noexcept;
-  /// Tasks that wait or are being done.
-  [[nodiscard]] std::size_t pending() const;
 
  private:
   class Crew;
