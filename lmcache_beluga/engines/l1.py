@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmcache.v1.distributed.api import L1BackendType
@@ -177,6 +177,7 @@ class BelugaL1:
             raise ValueError(f"{len(keys)} keys, but {len(is_temporary)} is_temporary flags")
         self._sweep()
         found: dict[ObjectKey, L1OperationResult] = {}
+        needed: list[tuple[int, ObjectKey, bool]] = []
         try:
             needed = self._writable(keys, is_temporary, tag, found)
             objs = self._memory.writing(layout_desc, len(needed)) if needed else []
@@ -191,7 +192,8 @@ class BelugaL1:
             self._failed("reserve", error)
         for key in keys:
             found.setdefault(key, (L1Error.OUT_OF_MEMORY, None))
-        if reserved := [key for key, (_, obj) in found.items() if obj is not None]:
+        reserved = [key for key, (_, obj) in found.items() if obj is not None]
+        if needed:
             self._events.write_reserved(reserved, tag)
         return found
 
@@ -277,7 +279,12 @@ class BelugaL1:
         stored: list[tuple[ObjectKey, MemoryObj]],
         others: list[ObjectKey],
     ) -> L1Error:
-        if not staged.temporary:
+        if staged.temporary:
+            if self._reads.holds(key):
+                self._memory.release(staged.obj)
+                others.append(key)
+                return L1Error.SUCCESS
+        else:
             result = self._memory.publish(key, staged.obj, staged.depth, keep=True)
             if result is PutResult.REFUSED:
                 return L1Error.OUT_OF_MEMORY
@@ -299,8 +306,19 @@ class BelugaL1:
             if staged is not None:
                 self._memory.release(staged.obj)
                 ended.append(key)
-        self._events.never_written([key for key in ended if key not in self._writes])
+        self._say_never_written(ended)
         return results
+
+    def _say_never_written(self, keys: Iterable[ObjectKey]) -> None:
+        gone = [key for key in keys if key not in self._writes]
+        try:
+            there = self._resident(gone)
+        except Exception as error:
+            self._failed("lookup", error)
+            return
+        self._events.never_written(
+            [key for key, is_there in zip(gone, there, strict=True) if not is_there]
+        )
 
     # Removal
 
@@ -349,7 +367,7 @@ class BelugaL1:
         try:
             lapsed = self._writes.reclaim(force=force)
             self._release_all(lapsed)
-            self._events.never_written(list(lapsed))
+            self._say_never_written(lapsed)
             locked = [] if force else [key for key in self._reads.all() if self._reads.locked(key)]
             self._reads.forget(set(self._reads.all()).difference(locked))
             removed = self._pool.clear()
@@ -504,7 +522,7 @@ class BelugaL1:
         if self._reads.sweep():
             lapsed = self._writes.reclaim(overdue_s=ABANDONED_S)
             self._release_all(lapsed)
-            self._events.never_written(list(lapsed))
+            self._say_never_written(lapsed)
 
     def _release_all(self, objs: dict[ObjectKey, list[MemoryObj]]) -> None:
         for several in objs.values():

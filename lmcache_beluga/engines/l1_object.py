@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from lmcache.v1.memory_management import MemoryFormat, MemoryObj, MemoryObjMetadata
 
+from lmcache_beluga.engines.memory_obj import Hold
 from lmcache_beluga.reservation import Reservation
 
 if TYPE_CHECKING:
     from lmcache_beluga.engines.layout import Layout
-    from lmcache_beluga.engines.memory_obj import Hold
 
 
 class L1Object(MemoryObj):  # type: ignore[misc]

@@ -177,11 +177,11 @@ class ReadLocks:
                 if one is None:
                     results[key] = L1Error.KEY_NOT_EXIST
                     continue
-                lapsed = one.count <= 0 or one.until <= now
+                if one.count <= 0 or one.until <= now:
+                    results[key] = L1Error.KEY_IN_WRONG_STATE
+                    continue
                 results[key] = (
-                    L1Error.SUCCESS
-                    if good and one is before and not lapsed
-                    else L1Error.KEY_IN_WRONG_STATE
+                    L1Error.SUCCESS if good and one is before else L1Error.KEY_IN_WRONG_STATE
                 )
                 one.count -= locks
                 if one.count <= 0:
