@@ -85,6 +85,7 @@ def _threads(axis: Any, figures: Figures) -> None:
             label=f"{operation}, {place}, {reader}",
         )
     axis.set(title="Bandwidth", xlabel="threads", ylabel="GB/s")
+    axis.set_xticks(sorted({one.threads for one in found}))
     axis.set_ylim(bottom=0)
     axis.legend(fontsize=6)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -81,9 +81,12 @@ class Gpu(Protocol):
         """Follows the chain in registered memory. Returns seconds and the last offset."""
         ...
 
-    def copies(self, memories: Sequence[Memory], *, to_gpu: bool, kernel: bool) -> float:
+    def copies(
+        self, memories: Sequence[Memory], *, to_gpu: bool, kernel: bool
+    ) -> tuple[float, float]:
         """Copies each of them to or from the beginning of its own memory, one after the other, and
-        waits. Returns the seconds between the first and the last on the GPU."""
+        waits. Returns seconds from the first to the last by the GPU's clock, and by the host's
+        from the first launch until it knows that all are done."""
         ...
 
     def release(self) -> None:
@@ -184,28 +187,25 @@ def _copies(gpu: Gpu, region: Region, to_gpu: bool, kernel: bool, done: Step) ->
             there = region.memory.size // size
             blocks = [region.memory[i % there * size :][:size] for i in range(count)]
             gpu.copies(blocks, to_gpu=to_gpu, kernel=kernel)
-            seconds = [gpu.copies(blocks, to_gpu=to_gpu, kernel=kernel) for _ in range(_ROUNDS)]
+            seconds = [gpu.copies(blocks, to_gpu=to_gpu, kernel=kernel)[0] for _ in range(_ROUNDS)]
             rates = [count * size / one / 1e9 for one in seconds]
             yield Figure.of(region.name, gpu.name, operation, "GB/s", rates, block=size)
-            alone = [_one(gpu, blocks[0], to_gpu, kernel) for _ in range(2 * _ROUNDS)]
+            alone = [
+                gpu.copies(blocks[:1], to_gpu=to_gpu, kernel=kernel)[1] * 1e9
+                for _ in range(2 * _ROUNDS)
+            ]
             yield Figure.of(
                 region.name,
                 gpu.name,
                 operation,
                 "ns",
-                [statistics.median(alone)],
+                alone,
                 block=size,
                 note="one alone, from its launch until the host knows that it is done",
             )
             done(f"{gpu.name}, {region.name}: {operation}")
     except Exception as error:
         yield _failed(region.name, gpu, operation, error)
-
-
-def _one(gpu: Gpu, block: Memory, to_gpu: bool, kernel: bool) -> float:
-    start = time.perf_counter()
-    gpu.copies([block], to_gpu=to_gpu, kernel=kernel)
-    return (time.perf_counter() - start) * 1e9
 
 
 def _compare(gpu: Gpu, memory: Memory, to_gpu: bool, kernel: bool) -> None:
@@ -261,62 +261,56 @@ class CudaGpu:
                 self._kernels[name].compile()
 
     def chase(self, memory: Memory, start: int, hops: int) -> tuple[float, int]:
-        def launch() -> None:
-            self._launch(
-                "beluga_chase",
-                1,
-                1,
-                np.uint64(memory.ctypes.data),
-                np.uint64(memory.nbytes),
-                np.uint64(start),
-                np.int32(hops),
-                np.uint64(self._end.data_ptr()),
-            )
-
-        seconds = self._timed(launch)
+        arguments = (
+            np.uint64(memory.ctypes.data),
+            np.uint64(memory.nbytes),
+            np.uint64(start),
+            np.int32(hops),
+            np.uint64(self._end.data_ptr()),
+        )
+        launch = partial(self._kernels["beluga_chase"], (1,), (1,), arguments)
+        seconds, _ = self._timed([launch])
         return seconds, int(self._end.item())
 
-    def copies(self, memories: Sequence[Memory], *, to_gpu: bool, kernel: bool) -> float:
-        def launch() -> None:
-            for one in memories:
-                host, mine = one.ctypes.data, self._memory.data_ptr()
-                if kernel:
-                    to, source = (mine, host) if to_gpu else (host, mine)
-                    self._launch(
-                        "beluga_copy",
-                        _BLOCKS,
-                        _THREADS,
-                        np.uint64(to),
-                        np.uint64(source),
-                        np.uint64(one.nbytes // 16),
-                    )
-                    continue
-                tensor = self._torch.from_numpy(one)
-                device = self._memory[: one.nbytes]
-                if to_gpu:
-                    device.copy_(tensor, non_blocking=True)
-                else:
-                    tensor.copy_(device, non_blocking=True)
+    def copies(
+        self, memories: Sequence[Memory], *, to_gpu: bool, kernel: bool
+    ) -> tuple[float, float]:
+        one = self._by_kernel if kernel else self._by_engine
+        return self._timed([one(memory, to_gpu) for memory in memories])
 
-        return self._timed(launch)
+    def _by_kernel(self, memory: Memory, to_gpu: bool) -> Callable[[], Any]:
+        host, mine = memory.ctypes.data, self._memory.data_ptr()
+        to, source = (mine, host) if to_gpu else (host, mine)
+        arguments = (np.uint64(to), np.uint64(source), np.uint64(memory.nbytes // 16))
+        return partial(self._kernels["beluga_copy"], (_BLOCKS,), (_THREADS,), arguments)
+
+    def _by_engine(self, memory: Memory, to_gpu: bool) -> Callable[[], Any]:
+        host, mine = self._torch.from_numpy(memory), self._memory[: memory.nbytes]
+        to, source = (mine, host) if to_gpu else (host, mine)
+        return partial(to.copy_, source, non_blocking=True)
 
     def release(self) -> None:
         self._memory = None
         self._kernels.clear()
 
-    def _launch(self, name: str, blocks: int, threads: int, *arguments: Any) -> None:
-        stream = self._torch.cuda.current_stream(self._device).cuda_stream
-        with self._cupy.cuda.ExternalStream(stream):
-            self._kernels[name]((blocks,), (threads,), arguments)
-
-    def _timed(self, launch: Callable[[], None]) -> float:
-        with self._torch.cuda.device(self._device), self._cupy.cuda.Device(self._device.index):
-            begin, end = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            launch()
-            end.record()
-            end.synchronize()
-            return float(begin.elapsed_time(end)) / 1e3
+    def _timed(self, launches: Sequence[Callable[[], Any]]) -> tuple[float, float]:
+        cuda = self._torch.cuda
+        stream = cuda.current_stream(self._device)
+        with (
+            cuda.device(self._device),
+            self._cupy.cuda.Device(self._device.index),
+            self._cupy.cuda.ExternalStream(stream.cuda_stream),
+        ):
+            first, last = (cuda.Event(enable_timing=True) for _ in range(2))
+            stream.synchronize()
+            start = time.perf_counter()
+            first.record(stream)
+            for launch in launches:
+                launch()
+            last.record(stream)
+            last.synchronize()
+            host = time.perf_counter() - start
+            return float(first.elapsed_time(last)) / 1e3, host
 
 
 def _describe(properties: Any) -> str:

@@ -53,7 +53,9 @@ class FakeGpu:
             at = int(memory[at : at + 8].view(np.uint64)[0])
         return hops * 1.5e-6, at + (256 if self.fail == "wrong end" else 0)
 
-    def copies(self, memories: Sequence[np.ndarray], *, to_gpu: bool, kernel: bool) -> float:
+    def copies(
+        self, memories: Sequence[np.ndarray], *, to_gpu: bool, kernel: bool
+    ) -> tuple[float, float]:
         self._may("kernel copy" if kernel else "engine copy")
         for one in memories:
             self._reachable(one)
@@ -61,7 +63,8 @@ class FakeGpu:
                 self.own[: one.size] = one
             elif self.fail != "lost bytes":
                 one[:] = self.own[: one.size]
-        return sum(one.nbytes for one in memories) / 50e9
+        seconds = sum(one.nbytes for one in memories) / 50e9
+        return seconds, seconds + 4e-6
 
     def release(self) -> None:
         self._may("release")
@@ -91,6 +94,8 @@ def test_all_is_measured_and_given_back(scratch: Region) -> None:
     ways = [f"{where}, {how}" for where in (TO_GPU, FROM_GPU) for how in (BY_ENGINE, BY_KERNEL)]
     assert set(rates) == {(way, size) for way in ways for size in (64 << 10, MIB)}
     assert all(value == pytest.approx(50) for value in rates.values())
+    alone = {one.block: one.value for one in found if one.unit == "ns" and one is not load}
+    assert alone[64 << 10] == pytest.approx((64 << 10) / 50 + 4000)
     assert len(steps) == probe.step_count([scratch])
     assert gpu.runtime.registered == {}
     assert gpu.runtime.calls == ["register", "unregister"]
