@@ -6,10 +6,10 @@
 #define __forceinline__ inline
 #define __launch_bounds__(threads)
 
-struct uint2 {
+struct alignas(8) uint2 {
   std::uint32_t x, y;
 };
-struct uint4 {
+struct alignas(16) uint4 {
   std::uint32_t x, y, z, w;
 };
 struct Dimension {
