@@ -52,7 +52,9 @@ class Servers:
             server.stop()
         if self.pool.exists():
             # What killed servers have left goes with the next process of each host.
-            for host in range(Pool.open(self.pool).info.max_hosts):
+            with Pool.attach(self.pool) as pool:
+                hosts = range(1, pool.info.max_hosts)
+            for host in hosts:
                 Pool.attach(self.pool, host_id=host).close()
 
 

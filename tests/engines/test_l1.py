@@ -331,6 +331,25 @@ def test_what_gpus_cannot_reach_is_copied(
     l1.close()
 
 
+def test_memory_for_copies_is_not_the_pool(shm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LMCache removes the shared memory by its name before it makes its own."""
+    Everything(monkeypatch, RecordingRuntime(refuse=0))
+    path = shm_dir.parent / f"lmcache_l1_pool_{shm_dir.name}"
+    pool = Pool.open(path, size=16 * MIB, extent_size=MIB, chunk_hint=NBYTES)
+    settings = config()
+    settings.memory_config.shm_name = path.name
+    l1 = BelugaL1(settings, pool)
+    try:
+        store(l1, keys("abc"))
+        l1.reserve_read(keys("abc"))
+        assert reads_right(l1, keys("abc"))
+        l1.close()
+        with Pool.attach(path, uuid=pool.uuid) as again:
+            assert again.contains(keys("abc")) == [True] * 3
+    finally:
+        path.unlink()
+
+
 def _like(l1: BelugaL1) -> MemoryObj:
     (obj,) = l1._memory.writing(LAYOUT, 1)
     l1._memory.release(obj)
