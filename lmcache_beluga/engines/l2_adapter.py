@@ -168,7 +168,7 @@ class BelugaL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         self._tell("lookup", end.trouble)
         keys = self._lookups.end(task_id) or []
         leading = _leading(end.hits)
-        if leading < len(keys):
+        if leading < len(end.hits):
             self._depths.looked_up(first_row(keys), leading)
         return _bitmap(len(keys), end.hits, leading)
 

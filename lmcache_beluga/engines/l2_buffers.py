@@ -14,6 +14,8 @@ def source(obj: MemoryObj) -> tuple[Address, object]:
 
     Raises ValueError when there are none, such as in an object that was released.
     """
+    if not obj.is_valid():
+        raise ValueError("the object to be stored was released")
     data, keep = payload(obj)
     if isinstance(data, tuple):
         return data, keep

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from l2_harness import DTYPE, SHAPE, SIZE
 
-SHAPE = torch.Size([2, 2, 64, 64])
-DTYPE = torch.bfloat16
-SIZE = SHAPE.numel() * DTYPE.itemsize
+__all__ = ["DTYPE", "SHAPE", "SIZE", "Chunk", "Surface"]
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,8 @@ def test_a_pool_that_is_all_held_refuses_and_goes_on(open_surface: Open) -> None
     assert surface.lookup(refused) == [False] * len(refused)
     surface.let_go(held)
     put(surface, refused[:8])
-    there = [chunk for chunk, found in zip(refused[:8], surface.lookup(refused[:8])) if found]
+    found = surface.lookup(refused[:8])
+    there = [chunk for chunk, hit in zip(refused[:8], found, strict=True) if hit]
     assert there, "there is room again (though chunks of one bucket may crowd each other out)"
     expect(surface, there)
 
