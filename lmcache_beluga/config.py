@@ -155,8 +155,9 @@ class Settings:
     prefault: bool = _setting(
         kinds.BOOLEAN,
         False,
-        "Touch every page of the pool when it is attached: slow start, no page faults later. On "
-        "tmpfs this takes the whole size of the pool in memory at once.",
+        "Touch every page of the pool when it is attached, and register all of it with GPUs: slow "
+        "start, no page faults later. On tmpfs this takes the whole size of the pool in memory at "
+        "once.",
     )
     verify: bool = _setting(
         kinds.BOOLEAN,

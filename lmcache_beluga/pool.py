@@ -359,6 +359,11 @@ class Pool:
         address: int = self._native.geometry["devices"][0]["address"]
         return address
 
+    @property
+    def slots_per_extent(self) -> int:
+        """Numbers of slots that belong to one extent: slot ``n`` is in extent ``n // this``."""
+        return self._native.slots_per_extent
+
     def one_of_each_extent(self) -> Iterator[Entry]:
         """A chunk of each extent that holds any, in order, as they are when the walk comes by."""
         cursor, done = 0, False
@@ -366,15 +371,16 @@ class Pool:
             entries, cursor, done = self._native.entries(cursor, 1)
             for entry in entries:
                 yield Entry(**entry)
-                cursor = (entry["extent"] + 1) * self._native.slots_per_extent
+                cursor = (entry["extent"] + 1) * self.slots_per_extent
 
-    def hold_pages(self) -> None:
+    def hold_pages(self) -> bool:
         """Keeps the pool's memory in place for GPUs, until this handle is closed: processes of this
         host do not give the payload of extents that become empty back to the file system. (Other
         hosts may, in a pool of files.)
 
-        Register an extent with a device only while a view or a reservation in it is held."""
-        self._native.hold_pages()
+        False when a process of this host may be about to, such as one that is stopped: then an
+        extent may only be registered while a view or a reservation in it is held."""
+        return self._native.hold_pages()
 
     def stats(self) -> dict[str, int]:
         """Counters of this host since it recovered, and gauges of its part of the pool. Walks all

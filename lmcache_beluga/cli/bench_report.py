@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -128,9 +129,10 @@ def percentile(samples: Sequence[float], percent: float) -> float:
 def interleaved(
     rounds: int, candidates: Mapping[str, Callable[[], float]], discard: int = 1
 ) -> dict[str, list[float]]:
-    """Let each candidate measure itself once per round, in an order that rotates.
+    """Let each candidate measure itself once per round, in an order drawn anew for each.
 
-    What drifts on the machine meanwhile then meets all of them alike.
+    What drifts on the machine meanwhile then meets all of them alike, and so does what one of them
+    leaves in caches for the next.
 
     Args:
         rounds: samples per candidate.
@@ -140,8 +142,7 @@ def interleaved(
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
     for number in range(-discard, rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in random.Random(number).sample(names, len(names)):
             sample = candidates[name]()
             if number >= 0:
                 samples[name].append(sample)

@@ -80,7 +80,7 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
         try:
             settings = Settings.from_extra_config(config.extra_config, os.environ)
             self._pool = self._open(settings)
-            self._reach = self._connect(torch.device(dst_device))
+            self._reach = self._connect(torch.device(dst_device), settings.prefault)
         except BelugaError as error:
             logger.error(
                 "LMCache goes on without the storage backend of lmcache-beluga. %s: %s",
@@ -125,9 +125,9 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
             local.get_allocator_backend = lambda: own() if local.use_hot else self
         return bool(gathers)
 
-    def _connect(self, device: torch.device) -> Reach:
+    def _connect(self, device: torch.device, prefault: bool) -> Reach:
         # Layerwise connectors launch the copies of a layer, and do not wait for those of the last.
-        reach = Reach(self._pool, device, drops_early=self.config.use_layerwise)
+        reach = Reach(self._pool, device, self.config.use_layerwise, everything=prefault)
         if not reach.possible and self.local_cpu_backend is None:
             self._pool.close()
             raise UnsupportedError(

@@ -56,9 +56,12 @@ class BelugaL1:
     with the pool is logged, and told as the L1Error that fits.
     """
 
-    def __init__(self, config: L1ManagerConfig, pool: Pool, *, verify: bool = False) -> None:
+    def __init__(
+        self, config: L1ManagerConfig, pool: Pool, *, verify: bool = False, prefault: bool = False
+    ) -> None:
         """Takes ``pool`` over and closes it. ``verify``: the pool compares checksums at each look,
-        so that shared leases are not looked at more often than need be."""
+        so that shared leases are not looked at more often than need be. ``prefault``: GPUs are to
+        reach all of the pool soon."""
         self._config = config
         self._pool = pool
         self._id = next_l1_manager_id()
@@ -71,7 +74,7 @@ class BelugaL1:
         self._events = L1Events(config.tag, self._backend)
         self._memory = L1Memory(
             pool,
-            ServerReach(pool),
+            ServerReach(pool, everything=prefault),
             lambda: L1MemoryManager(_private(config.memory_config)),
             self._trouble,
             self._id,

@@ -20,8 +20,11 @@ _REASON = "chunks are copied through pinned memory of this server's own (--l1-si
 class ServerReach:
     """The way of all GPUs of the machine to the pool: what is registered for one serves all."""
 
-    def __init__(self, pool: Pool, runtime: Runtime | None = None) -> None:
-        """``runtime``: in place of CUDA's, for tests."""
+    def __init__(
+        self, pool: Pool, runtime: Runtime | None = None, everything: bool = False
+    ) -> None:
+        """``runtime``: in place of CUDA's, for tests. ``everything``: have GPUs reach all of the
+        pool soon, not what is used of it."""
         self._registration: Registration | None = None
         self._everything = runtime is None and not torch.cuda.is_available()
         if self._everything:
@@ -37,7 +40,7 @@ class ServerReach:
         except (OSError, RuntimeError) as error:
             logger.warning(_REASON + "it cannot be registered with CUDA: %s", error)
             return
-        self._registration.begin_ahead()
+        self._registration.begin_ahead(everything)
 
     @property
     def registered_bytes(self) -> int:

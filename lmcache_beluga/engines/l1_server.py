@@ -47,7 +47,7 @@ def serve(settings: Settings, arguments: Sequence[str]) -> None:
         more = _defaults(options, pool)
 
         def make(config: L1ManagerConfig) -> BelugaL1:
-            return BelugaL1(config, pool, verify=settings.verify)
+            return BelugaL1(config, pool, verify=settings.verify, prefault=settings.prefault)
 
         l1_hook.install(make)
         lmcache(["server", *arguments, *more])

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 class Reach:
     """The device's way to the pool: the CPU reaches all of it, a GPU what is registered with it."""
 
-    def __init__(self, pool: Pool, device: torch.device, drops_early: bool) -> None:
-        """``drops_early``: LMCache gives chunks back while the device still reads them."""
+    def __init__(
+        self, pool: Pool, device: torch.device, drops_early: bool, everything: bool = False
+    ) -> None:
+        """``drops_early``: LMCache gives chunks back while the device still reads them.
+        ``everything``: have the GPU reach all of the pool soon, not what is used of it."""
         self._drops_early = drops_early
         self._registration: Registration | None = None
         self.pipeline: GpuPipeline | None = None
@@ -48,7 +51,7 @@ class Reach:
                 error,
             )
             return
-        self._registration.begin_ahead()
+        self._registration.begin_ahead(everything)
         self.pipeline = GpuPipeline(self._device)
 
     @property

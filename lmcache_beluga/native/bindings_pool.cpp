@@ -244,7 +244,11 @@ void bind_pool(nb::module_& m) {
              return p->evict(bytes);
            }, "nbytes"_a)
       .def_prop_ro("slots_per_extent", [](const PoolPtr& p) { return p->context().sb().slots_per_extent; })
-      .def("hold_pages", [](const PoolPtr& p) { p->hold_pages(); })
+      .def("hold_pages",
+           [](const PoolPtr& p) {
+             nb::gil_scoped_release unlocked;
+             return p->hold_pages();
+           })
       .def("extent_of",
            [](const PoolPtr& p, std::uint32_t slot) {
              const PoolMemory& memory = *p->context().pool;

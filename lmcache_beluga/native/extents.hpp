@@ -194,10 +194,22 @@ class Extents {
   /// nobody begins to hold its pages now; whoever takes one later asks for storage again.
   void drop_storage(std::uint32_t extent) const {
     context_.control->extent(extent).reserved_bytes = 0;
-    for (std::uint32_t p = 0; p < kMaxProcesses; ++p) {
-      if (V::load(&context_.control->process(p).holds_pages)) return;
+    std::uint32_t* dropping = &context_.control->process(context_.process - 1).drops_pages;
+    V::fetch_add(dropping, std::uint32_t{1});  // SYNC POINT: pages (with hold_pages)
+    if (!pages_are_held()) pool_.punch_payload(extent);
+    V::fetch_add(dropping, ~std::uint32_t{0});
+  }
+
+  /// Keeps this host's processes from giving pages back. False when one of them, perhaps stopped, may be about to
+  /// after `timeout_ms`: then only pages in extents with a lease or a slot in use are safe.
+  bool hold_pages(std::uint32_t timeout_ms) const {
+    V::fetch_or(&context_.control->process(context_.process - 1).holds_pages, std::uint32_t{1});
+    // SYNC POINT: pages (with drop_storage): one of the two sees what the other wrote first
+    for (std::uint32_t waited = 0;; ++waited) {
+      if (!pages_are_dropped()) return true;
+      if (waited == timeout_ms) return false;
+      V::sleep_us(1000);
     }
-    pool_.punch_payload(extent);
   }
 
   /// Gives up an own extent in which every slot is free. It has been flushed, and its storage dropped.
@@ -238,6 +250,20 @@ class Extents {
   }
 
  private:
+  bool pages_are_held() const {
+    for (std::uint32_t p = 0; p < kMaxProcesses; ++p) {
+      if (V::load(&context_.control->process(p).holds_pages)) return true;
+    }
+    return false;
+  }
+
+  bool pages_are_dropped() const {
+    for (std::uint32_t p = 0; p < kMaxProcesses; ++p) {
+      if (V::load(&context_.control->process(p).drops_pages)) return true;
+    }
+    return false;
+  }
+
   static constexpr int kClaimWaits = 20;
   enum class Rival { none, loser, winner };
 

@@ -125,9 +125,10 @@ class PoolCore {
   virtual bool retire() = 0;
   virtual std::uint64_t evict(std::uint64_t bytes) = 0;
 
-  /// From now on, and until this process is gone, no process of this host takes pages away from payload: they may be
-  /// registered with a GPU, but only those of an extent in which this process holds a lease or a slot meanwhile.
-  virtual void hold_pages() = 0;
+  /// From now on, and until this process is gone, no process of this host takes pages away from payload, so that they
+  /// may be registered with a GPU. False: except one that was about to; then only those of an extent in which this
+  /// process holds a lease or a slot meanwhile.
+  virtual bool hold_pages() = 0;
   /// Chunks from slot `cursor` on, at most `most`; `cursor` moves on, and past the last slot at the end.
   virtual std::vector<Entry> list(std::uint32_t& cursor, std::size_t most) = 0;
   virtual CheckReport check() = 0;

@@ -344,9 +344,9 @@ class Store final : public PoolCore {
     return self_.eviction.evict_bytes(bytes);
   }
 
-  void hold_pages() override {
+  bool hold_pages() override {
     check_open();
-    V::store(&context_.control->process(context_.process - 1).holds_pages, std::uint32_t{1});
+    return self_.extents.hold_pages(context_.options.lock_timeout_ms);
   }
 
   std::vector<Entry> list(std::uint32_t& cursor, std::size_t most) override {
@@ -713,6 +713,7 @@ class Store final : public PoolCore {
     }
     if (p + 1 != context_.process) context_.count(Count::swept_processes);  // not one that leaves in order
     V::store(&entry.holds_pages, std::uint32_t{0});
+    V::store(&entry.drops_pages, std::uint32_t{0});
     V::store(&entry.state, std::uint32_t{0});
   }
 

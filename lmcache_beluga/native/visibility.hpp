@@ -43,6 +43,7 @@ concept VisibilityPolicy =
       { V::exchange_if(p, v, v) } -> std::same_as<bool>;
       { V::fetch_or(p, v) } -> std::same_as<std::uint64_t>;
       { V::fetch_and(p, v) } -> std::same_as<std::uint64_t>;
+      { V::fetch_add(p, v) } -> std::same_as<std::uint64_t>;
       V::publish(Point{}, line, std::size_t{});
       V::write_back_soon(Point{}, line);
       V::confirm(Point{}, line, std::size_t{});
@@ -78,6 +79,10 @@ struct NativeMemory {
   template <class T>
   static T fetch_or(T* p, T bits) noexcept {
     return __atomic_fetch_or(p, bits, __ATOMIC_SEQ_CST);
+  }
+  template <class T>
+  static T fetch_add(T* p, T more) noexcept {
+    return __atomic_fetch_add(p, more, __ATOMIC_SEQ_CST);
   }
   template <class T>
   static T fetch_and(T* p, T bits) noexcept {

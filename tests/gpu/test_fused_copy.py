@@ -138,9 +138,9 @@ def test_how_many_thread_blocks() -> None:
         ).wait()
         return device.launches.pop()[2]
 
-    assert blocks(16 << 10) == 16, "few are enough, and the others are the model's"
-    assert blocks(4 << 10) == 64, "all that have something to do: 64 KiB each"
-    assert blocks(4 << 10, wanted=5) == 5
+    assert blocks(4 << 10) == 32, "few are enough, and the others are the model's"
+    assert blocks(1 << 10) == 64, "all that have something to do: 64 KiB each"
+    assert blocks(1 << 10, wanted=5) == 5
     assert blocks(1 << 20, wanted=100) == 64
 
 

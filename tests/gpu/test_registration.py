@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from recording_runtime import RecordingRuntime
 
+from lmcache_beluga.gpu import registration as registration_module
 from lmcache_beluga.gpu.registration import Registration
 from lmcache_beluga.pool import Pool
 
@@ -75,6 +76,74 @@ def test_extents_with_chunks_are_registered_ahead(pool: Pool) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     registration.close()
+
+
+def settled(runtime: RecordingRuntime, extents: int) -> int:
+    """Extents registered, once there are as many, and a moment later."""
+    deadline = time.monotonic() + 30
+    while len(runtime.registered) < extents:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.1)
+    return len(runtime.registered)
+
+
+def test_extents_are_registered_before_they_are_used(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Storing must not wait until half a second's worth of pages is made and locked."""
+    monkeypatch.setattr(registration_module, "_AHEAD", 2 * EXTENT)
+    runtime = RecordingRuntime()
+    registration = Registration(pool, runtime)
+    registration.begin_ahead()
+    assert settled(runtime, 2) == 2
+    slots = []
+    while len({pool.extent_of(slot.slot) for slot in slots}) < 3:
+        slots.append(pool.reserve(CHUNK.nbytes))
+        assert registration.covers(slots[-1])
+    used = 1 + max(pool.extent_of(slot.slot)[0] for slot in slots)
+    assert settled(runtime, used + 2) == min(used + 2, pool.info.extents)
+    for slot in slots:
+        slot.abort()
+    registration.close()
+
+
+def test_everything_is_registered_on_request(pool: Pool) -> None:
+    runtime = RecordingRuntime()
+    registration = Registration(pool, runtime)
+    registration.begin_ahead(everything=True)
+    assert settled(runtime, pool.info.extents) == pool.info.extents
+    registration.close()
+    assert runtime.registered == {}
+
+
+def test_nothing_is_registered_ahead_where_others_take_pages_away(
+    pool_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another host, or a process that is stopped while it does."""
+    Pool.format(pool_path, size=16 << 20, extent_size=EXTENT, chunk_hint=CHUNK.nbytes)
+    for stopped in (False, True):
+        with Pool.attach(pool_path) as pool:
+            if stopped:
+                monkeypatch.setattr(pool, "hold_pages", lambda: False)
+            runtime = RecordingRuntime()
+            registration = Registration(pool, runtime)
+            registration.begin_ahead(everything=True)
+            if stopped:
+                time.sleep(0.2)
+                assert runtime.calls == []
+            else:
+                assert settled(runtime, pool.info.extents)
+            registration.close()
+    pool_path.unlink()
+    Pool.format(pool_path, size=16 << 20, extent_size=EXTENT, max_hosts=2)
+    with Pool.attach(pool_path) as pool:
+        runtime = RecordingRuntime()
+        registration = Registration(pool, runtime)
+        registration.begin_ahead(everything=True)
+        time.sleep(0.2)
+        assert runtime.calls == []
+        registration.close()
 
 
 def test_pages_stay_while_a_device_holds_them(pool: Pool, pool_path: Path) -> None:

@@ -34,6 +34,12 @@ struct Machine {
     return from_bits<T>(World::now().fetch(p, sizeof(T), ~std::uint64_t{0}, to_bits(bits)));
   }
   template <class T>
+  static T fetch_add(T* p, T more) noexcept {
+    T old = load(p);
+    while (!exchange_if(p, old, static_cast<T>(old + more))) old = load(p);
+    return old;
+  }
+  template <class T>
   static T fetch_and(T* p, T bits) noexcept {
     return from_bits<T>(World::now().fetch(p, sizeof(T), to_bits(bits), 0));
   }
