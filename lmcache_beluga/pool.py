@@ -242,6 +242,35 @@ class Pool:
         native = self._native.reserve(size)
         return None if native is None else Reservation(native)
 
+    def reserve_batch(self, size: int, count: int) -> list[Reservation]:
+        """At most ``count`` slots of ``size`` bytes each: fewer when there is no room for all.
+
+        Raises ChunkTooLargeError and InvalidArgumentError.
+        """
+        if size < 1:
+            raise InvalidArgumentError("a chunk must have at least one byte")
+        return [Reservation(native) for native in self._native.reserve_batch(size, count)]
+
+    def commit_batch(
+        self,
+        reservations: Sequence[Reservation],
+        keys: Sequence[Key],
+        *,
+        metas: Sequence[bytes],
+        sizes: Sequence[int],
+        depths: Sequence[int],
+        keep: bool = False,
+    ) -> list[tuple[PutResult, View | None]]:
+        """Publishes what was written to several reservations, each as :meth:`Reservation.commit`
+        does, or with ``keep`` as :meth:`Reservation.commit_view`.
+
+        Raises InvalidArgumentError (before anything is published, unless a reservation is over
+        already) and RecordTooLargeError (what comes before that one is published).
+        """
+        native = [one._native for one in reservations]
+        results = self._native.commit_batch(native, keys, metas, sizes, depths, keep)
+        return [(PutResult(r), None if view is None else View(view)) for r, view in results]
+
     # ---- reading
 
     def get(self, key: Key) -> View | None:

@@ -26,6 +26,7 @@ _SECTIONS = {
     "engine": "bench_engines:run_engine",
     "compare": "bench_engines:run_compare",
     "l2": "bench_l2:run",
+    "server": "bench_server:run",
     "hammer": "bench_hammer:run",
     "noncoherent": "bench_noncoherent:run",
     "gpu": "bench_gpu:run",
@@ -40,6 +41,7 @@ Sections:
   engine   LMCache engine: store and retrieve, pool against LMCache's hot cache
   compare  the same against LMCache's Redis, local-disk and DAX backends
   l2       LMCache's multiprocess mode: L2 loads and lookups, pool against memcpy, DAX and Redis
+  server   LMCache's multiprocess server on the pool against its own private L1
   hammer   several processes on one pool at once, every read verified
   noncoherent  what flushes and fences cost: lookups with 2, 4 and 16 hosts, leases, copies
   gpus     several processes on one GPU, and one on each, at once (where there is CUDA)

@@ -29,7 +29,7 @@ _numbers = itertools.count(1)
 
 
 class MPEngine:
-    """One worker with CPU tensors, through LMCache's own client.
+    """One worker, through LMCache's own client.
 
     Args:
         url: of the server.
@@ -39,6 +39,7 @@ class MPEngine:
             engine, which maps the server's L1 or sends its bytes (``engine_driven``).
         model: the name in keys.
         timeout: seconds for each answer. TimeoutError is raised after that.
+        device: where the KV lies.
     """
 
     def __init__(
@@ -49,15 +50,17 @@ class MPEngine:
         mode: Mode = "engine_driven",
         model: str = "model",
         timeout: float = 20.0,
+        device: str = "cpu",
     ) -> None:
         self._model = model
+        self._cuda = device != "cpu"
         self._timeout = timeout
         self._zmq = zmq.Context()
         self._zmq.setsockopt(zmq.LINGER, 0)
         self._client = RequestClientFactory.create(url, context=self._zmq)
         self.kv = {
             f"layer.{layer}": torch.zeros(
-                (2, blocks, BLOCK, shape.heads, shape.head_dim), dtype=shape.dtype
+                (2, blocks, BLOCK, shape.heads, shape.head_dim), dtype=shape.dtype, device=device
             )
             for layer in range(shape.layers)
         }
@@ -138,7 +141,10 @@ class MPEngine:
         blocks = list(range(begin // BLOCK, end // BLOCK))
         event = self._context.create_recorded_event()
         future = submit(request, key, self.kv, [blocks], event, self.chunk // BLOCK)
-        return bool(future.result(timeout=self._timeout))
+        done = bool(future.result(timeout=self._timeout))
+        if self._cuda:
+            torch.cuda.synchronize()  # the answer is an event that the device waits for
+        return done
 
     def _key(
         self,
@@ -171,7 +177,7 @@ class MPEngine:
         generator = torch.Generator().manual_seed(seed)
         for layer in self.kv.values():
             part = layer[:, : -(-tokens // BLOCK)]
-            part.copy_(torch.randn(part.shape, generator=generator).to(layer.dtype))
+            part.copy_(torch.randn(part.shape, generator=generator))
 
     def wipe(self) -> None:
         """Set every byte to 0xFF, so that a load which does nothing cannot go unnoticed."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lmcache.v1.distributed.api import L1BackendType
 from lmcache.v1.distributed.error import L1Error, L1ReconfigureError
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 ABANDONED_S = 60.0
 """How long after its lapse a write reservation waits for another writer of its key."""
 
+
+Written: TypeAlias = "tuple[ObjectKey, Staged]"
 
 _MISSING = (L1Error.KEY_NOT_EXIST, None)
 
@@ -114,15 +116,14 @@ class BelugaL1:
             objs = self._reads.take(keys, locks)
         except Exception as error:
             self._failed("lookup", error)
-            objs = {}
+            objs = [None] * len(keys)
         found: dict[ObjectKey, L1OperationResult] = {}
         locked: list[ObjectKey] = []
         hits = -1
-        for index, key in enumerate(keys):
-            obj = objs.get(key)
+        for key, obj in zip(keys, objs, strict=True):
             if obj is None:
-                found[key] = _MISSING
-                hits = index if hits < 0 else hits
+                found.setdefault(key, _MISSING)
+                hits = len(locked) if hits < 0 else hits
             else:
                 found[key] = (L1Error.SUCCESS, obj)
                 locked.append(key)
@@ -232,70 +233,75 @@ class BelugaL1:
             discarded = self.finish_write_and_delete(keys, tag)
             logger.warning("an engine vanished while it wrote %d chunks: not stored", len(keys))
             return dict.fromkeys(discarded, L1Error.KEY_IN_WRONG_STATE)
-        results: dict[ObjectKey, L1Error] = {}
-        stored: list[tuple[ObjectKey, MemoryObj]] = []
-        for key in keys:
-            error, staged = self._writes.take(key, tag)
-            if staged is not None:
-                error = self._guard(self._finish, key, staged, stored)
-            results[key] = error
-        self._events.write_finished([key for key, _ in stored], [obj for _, obj in stored])
+        results, temporary, lasting = self._take(keys, tag)
+        for key, staged in temporary:
+            self._reads.adopt(key, staged.obj, 0, temporary=True)
+        stored: list[ObjectKey] = []
+        for (key, _), result in zip(lasting, self._publish(lasting, keep=False), strict=True):
+            if result is PutResult.STORED:
+                stored.append(key)
+            elif result is PutResult.REFUSED:
+                results[key] = L1Error.OUT_OF_MEMORY
+        objs = {key: staged.obj for key, staged in lasting}
+        self._events.write_finished(stored, [objs[key] for key in stored])
         return results
 
-    def _finish(
-        self, key: ObjectKey, staged: Staged, stored: list[tuple[ObjectKey, MemoryObj]]
-    ) -> L1Error:
-        if staged.temporary:
-            self._reads.adopt(key, staged.obj, 0, temporary=True)
-            return L1Error.SUCCESS
-        result = self._memory.publish(key, staged.obj, staged.depth, keep=False)
-        if result is PutResult.STORED:
-            stored.append((key, staged.obj))
-        return L1Error.OUT_OF_MEMORY if result is PutResult.REFUSED else L1Error.SUCCESS
+    def _take(
+        self, keys: Sequence[ObjectKey], tag: str
+    ) -> tuple[dict[ObjectKey, L1Error], list[Written], list[Written]]:
+        """What became of each reservation; those that are over: of temporaries, and of others."""
+        results: dict[ObjectKey, L1Error] = {}
+        temporary: list[Written] = []
+        lasting: list[Written] = []
+        for key in keys:
+            results[key], staged = self._writes.take(key, tag)
+            if staged is not None:
+                (temporary if staged.temporary else lasting).append((key, staged))
+        return results, temporary, lasting
+
+    def _publish(self, written: Sequence[Written], keep: bool) -> list[PutResult]:
+        if not written:
+            return []
+        try:
+            return self._memory.publish(
+                [key for key, _ in written],
+                [staged.obj for _, staged in written],
+                [staged.depth for _, staged in written],
+                keep,
+            )
+        except Exception as error:
+            self._failed("store", error)
+            return [PutResult.REFUSED] * len(written)
 
     def finish_write_and_reserve_read(
         self, keys: list[ObjectKey], read_locks: int = 1, tag: str = ""
     ) -> dict[ObjectKey, L1OperationResult]:
         """As finish_write, and lock what readers see from now on."""
         locks = validate_read_locks(read_locks)
-        results: dict[ObjectKey, L1OperationResult] = {}
-        stored: list[tuple[ObjectKey, MemoryObj]] = []
+        errors, temporary, lasting = self._take(keys, tag)
+        results: dict[ObjectKey, L1OperationResult] = {k: (e, None) for k, e in errors.items()}
+        mine: list[Written] = []
         others: list[ObjectKey] = []  # that were there first
-        for key in keys:
-            error, staged = self._writes.take(key, tag)
-            if staged is not None:
-                error = self._guard(self._finish_and_lock, key, staged, locks, stored, others)
-            results[key] = (error, None)
-        results.update((key, (L1Error.SUCCESS, obj)) for key, obj in stored)
-        if others:
-            results.update(self.reserve_read(others, locks))
-        self._events.write_finished_and_read_reserved(
-            [key for key, _ in stored], [obj for _, obj in stored]
-        )
-        return results
-
-    def _finish_and_lock(
-        self,
-        key: ObjectKey,
-        staged: Staged,
-        locks: int,
-        stored: list[tuple[ObjectKey, MemoryObj]],
-        others: list[ObjectKey],
-    ) -> L1Error:
-        if staged.temporary:
+        for key, staged in temporary:
             if self._reads.holds(key):
                 self._memory.release(staged.obj)
                 others.append(key)
-                return L1Error.SUCCESS
-        else:
-            result = self._memory.publish(key, staged.obj, staged.depth, keep=True)
-            if result is PutResult.REFUSED:
-                return L1Error.OUT_OF_MEMORY
-            if result is PutResult.DUPLICATE:
+            else:
+                mine.append((key, staged))
+        for (key, staged), result in zip(lasting, self._publish(lasting, keep=True), strict=True):
+            if result is PutResult.STORED:
+                mine.append((key, staged))
+            elif result is PutResult.DUPLICATE:
                 others.append(key)
-                return L1Error.SUCCESS
-        stored.append((key, self._reads.adopt(key, staged.obj, locks, staged.temporary)))
-        return L1Error.SUCCESS
+            else:
+                results[key] = (L1Error.OUT_OF_MEMORY, None)
+        objs = [self._reads.adopt(k, s.obj, locks, s.temporary) for k, s in mine]
+        stored = [key for key, _ in mine]
+        results.update((key, (L1Error.SUCCESS, obj)) for key, obj in zip(stored, objs, strict=True))
+        if others:
+            results.update(self.reserve_read(others, locks))
+        self._events.write_finished_and_read_reserved(stored, objs)
+        return results
 
     def finish_write_and_delete(
         self, keys: list[ObjectKey], tag: str = ""
@@ -531,13 +537,6 @@ class BelugaL1:
         for several in objs.values():
             for obj in several:
                 self._memory.release(obj)
-
-    def _guard(self, operation: Callable[..., L1Error], *arguments: Any) -> L1Error:
-        try:
-            return operation(*arguments)
-        except Exception as error:
-            self._failed("store", error)
-            return L1Error.OUT_OF_MEMORY
 
     def _failed(self, operation: str, error: Exception) -> None:
         if not self._closed:

@@ -116,59 +116,81 @@ class L1Memory:
     def writing(self, desc: MemoryLayoutDesc, count: int) -> list[MemoryObj]:
         """Objects to write to, at most ``count``: fewer when there is no room for all."""
         layout = Layout.of(desc.shapes, desc.dtypes, FORMAT)
+        try:
+            slots = self._pool.reserve_batch(layout.nbytes, count)
+        except BelugaError as error:
+            self._trouble.failed("allocating in the pool", error)
+            return []
         objs: list[MemoryObj] = []
-        while len(objs) < count:
-            obj = self._writing(layout)
+        in_place = 0
+        for slot in slots:
+            obj: MemoryObj | None
+            if self._reach.covers(slot):
+                obj = L1Object(slot, layout, self._base, self._owner)
+                in_place += 1
+            else:
+                slot.abort()
+                obj = self._allocate_own(layout)
             if obj is None:
-                break
+                break  # the slots that are left are given back when they are garbage: now
             objs.append(obj)
-        in_place = sum(isinstance(obj, L1Object) for obj in objs)
         self._count("bytes_written_in_place", in_place * layout.nbytes)
         self._count("bytes_written_by_copy", (len(objs) - in_place) * layout.nbytes)
         return objs
 
-    def _writing(self, layout: Layout) -> MemoryObj | None:
-        try:
-            slot = self._pool.reserve(layout.nbytes)
-        except BelugaError as error:
-            self._trouble.failed("allocating in the pool", error)
-            return None
-        if slot is None:
-            return None
-        if self._reach.covers(slot):
-            return L1Object(slot, layout, self._base, self._owner)
-        slot.abort()
-        return self._allocate_own(layout)
+    def publish(
+        self,
+        keys: Sequence[ObjectKey],
+        objs: Sequence[MemoryObj],
+        depths: Sequence[int],
+        keep: bool,
+    ) -> list[PutResult]:
+        """Store what was written under each key, for every host to find.
 
-    def publish(self, key: ObjectKey, obj: MemoryObj, depth: int, keep: bool) -> PutResult:
-        """Store what was written under ``key``, for every host to find.
-
-        With ``keep``, ``obj`` can be read afterwards if the result is STORED; else it is over.
+        With ``keep``, an object can be read afterwards if its result is STORED; else it is over.
         """
         try:
-            result = self._publish(key, obj, depth, keep)
+            slots = [obj for obj in objs if isinstance(obj, L1Object)]
+            if len(slots) == len(objs):
+                results = self._commit(keys, slots, depths, keep)
+            else:
+                results = [
+                    self._commit([key], [obj], [depth], keep)[0]
+                    if isinstance(obj, L1Object)
+                    else self._put(key, obj, depth)
+                    for key, obj, depth in zip(keys, objs, depths, strict=True)
+                ]
         except BelugaError as error:
             self._trouble.failed("store", error)
-            result = PutResult.REFUSED
-        if not (keep and result is PutResult.STORED):
-            self.release(obj)
-        return result
+            results = [PutResult.REFUSED] * len(keys)
+        for obj, result in zip(objs, results, strict=True):
+            if not (keep and result is PutResult.STORED):
+                self.release(obj)
+        return results
 
-    def _publish(self, key: ObjectKey, obj: MemoryObj, depth: int, keep: bool) -> PutResult:
-        meta, size = self._codec.pack(obj), obj.get_size()
-        if not isinstance(obj, L1Object):
-            return self._pool.put(key, (obj.data_ptr, size), meta=meta, depth=depth)
-        slot = obj.hold
-        if not isinstance(slot, Reservation):
-            return PutResult.REFUSED
-        if not keep:
-            return slot.commit(key, meta=meta, depth=depth, size=size)
-        result, view = slot.commit_view(key, meta=meta, depth=depth, size=size)
-        if view is not None:
-            obj.becomes(view)
-        elif result is PutResult.STORED:
-            result = PutResult.DUPLICATE  # removed again at once: let the caller look for itself
-        return result
+    def _commit(
+        self, keys: Sequence[ObjectKey], objs: Sequence[L1Object], depths: Sequence[int], keep: bool
+    ) -> list[PutResult]:
+        committed = self._pool.commit_batch(
+            [obj.slot for obj in objs],
+            keys,
+            metas=[self._codec.pack(obj) for obj in objs],
+            sizes=[obj.get_size() for obj in objs],
+            depths=depths,
+            keep=keep,
+        )
+        results = []
+        for obj, (result, view) in zip(objs, committed, strict=True):
+            if view is not None:
+                obj.becomes(view)
+            elif keep and result is PutResult.STORED:
+                result = PutResult.DUPLICATE  # removed again at once: let the caller look for it
+            results.append(result)
+        return results
+
+    def _put(self, key: ObjectKey, obj: MemoryObj, depth: int) -> PutResult:
+        data = (obj.data_ptr, obj.get_size())
+        return self._pool.put(key, data, meta=self._codec.pack(obj), depth=depth)
 
     # Both
 

@@ -8,6 +8,7 @@ import torch
 from lmcache.v1.memory_management import MemoryFormat, MemoryObj, MemoryObjMetadata
 
 from lmcache_beluga.engines.memory_obj import Hold
+from lmcache_beluga.errors import InvalidArgumentError
 from lmcache_beluga.reservation import Reservation
 
 if TYPE_CHECKING:
@@ -58,6 +59,13 @@ class L1Object(MemoryObj):  # type: ignore[misc]
                 hold.abort()
             else:
                 hold.release()
+
+    @property
+    def slot(self) -> Reservation:
+        """The slot that is written to. Raises InvalidArgumentError when it is none."""
+        if not isinstance(self.hold, Reservation):
+            raise InvalidArgumentError("the object is no slot to write to")
+        return self.hold
 
     def becomes(self, view: Hold) -> None:
         """What was written is a chunk now, and ``view`` the lease on it."""

@@ -24,7 +24,7 @@ SWEEP_S = 1.0
 class Held:
     """An object that requests of this server have locked for reading."""
 
-    __slots__ = ("count", "lost", "nbytes", "obj", "temporary", "until")
+    __slots__ = ("count", "gone", "lost", "nbytes", "obj", "temporary", "until")
 
     def __init__(self, obj: MemoryObj, count: int, until: float, temporary: bool) -> None:
         self.obj = obj
@@ -34,6 +34,8 @@ class Held:
         """When the locks of requests that never came back lapse, in time.monotonic()."""
         self.temporary = temporary
         """Goes when its last lock goes. It is not in the pool: nobody else finds it."""
+        self.gone = False
+        """It is in the table no more."""
         self.lost = False
         """Its lease ended too early: who reads it may read another chunk's bytes."""
 
@@ -74,54 +76,58 @@ class ReadLocks:
     def __len__(self) -> int:
         return len(self._held)
 
-    def take(self, keys: Sequence[ObjectKey], locks: int) -> dict[ObjectKey, MemoryObj | None]:
+    def take(self, keys: Sequence[ObjectKey], locks: int) -> list[MemoryObj | None]:
         """Lock each key that is there ``locks`` times; its object, None where there is none."""
         now = time.monotonic()
-        got: dict[ObjectKey, MemoryObj | None] = {}
-        absent: list[ObjectKey] = []
+        until = now + self._ttl_s
+        found: list[MemoryObj | None] = [None] * len(keys)
+        absent: list[int] = []
         with self._lock:
-            for key in keys:
-                held = self._held.get(key)
+            get = self._held.get
+            for index, key in enumerate(keys):
+                held = get(key)
                 if held is None or not self._lasts(held, now):
-                    absent.append(key)
+                    absent.append(index)
                 else:
                     held.count += locks
-                    held.until = now + self._ttl_s
-                    got[key] = held.obj
-        if absent:
-            objs = self._memory.reading(self._lease(absent))
-            until = now + self._ttl_s
-            spare: list[MemoryObj] = []
-            with self._lock:
-                for key, obj in zip(absent, objs, strict=True):
-                    if obj is None:
-                        got.setdefault(key, None)
-                    elif key not in self._held:
-                        self._held[key] = held = Held(obj, locks, until, False)
-                        self.bytes += held.nbytes
-                        got[key] = obj
-                    else:
-                        got[key] = self._join(key, obj, locks, now, spare)
-            self._release(spare)
-        return got
+                    held.until = until
+                    found[index] = held.obj
+        if not absent:
+            return found
+        wanted = [keys[index] for index in absent] if len(absent) < len(keys) else keys
+        objs = self._memory.reading(self._lease(wanted))
+        spare: list[MemoryObj] = []
+        with self._lock:
+            enter = self._held.setdefault
+            for index, key, obj in zip(absent, wanted, objs, strict=True):
+                if obj is None:
+                    continue
+                mine = Held(obj, locks, until, False)
+                held = enter(key, mine)
+                if held is mine:
+                    self.bytes += mine.nbytes
+                    found[index] = obj
+                else:
+                    found[index] = self._join(key, held, mine, now, spare)
+        self._release(spare)
+        return found
 
     def _join(
-        self, key: ObjectKey, obj: MemoryObj, locks: int, now: float, spare: list[MemoryObj]
+        self, key: ObjectKey, held: Held, mine: Held, now: float, spare: list[MemoryObj]
     ) -> MemoryObj:
         """Another thread was faster, or the lease that was there is over."""
-        held = self._held[key]
         if self._lasts(held, now):
-            held.count += locks
-            held.until = now + self._ttl_s
-            spare.append(obj)
+            held.count += mine.count
+            held.until = mine.until
+            spare.append(mine.obj)
             return held.obj
         self._leave(key, held)
         spare.append(held.obj)
         if held.until > now:
-            locks += held.count  # of readers that go on, and will be told
-        self._held[key] = held = Held(obj, locks, now + self._ttl_s, False)
-        self.bytes += held.nbytes
-        return obj
+            mine.count += held.count  # of readers that go on, and will be told
+        self._held[key] = mine
+        self.bytes += mine.nbytes
+        return mine.obj
 
     def _lasts(self, held: Held, now: float) -> bool:
         if held.until <= now and not held.temporary:
@@ -142,13 +148,13 @@ class ReadLocks:
         self._memory.release(obj)
         return held.obj
 
-    def peek(self, keys: Iterable[ObjectKey]) -> dict[ObjectKey, tuple[L1Error, MemoryObj | None]]:
+    def peek(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, tuple[L1Error, MemoryObj | None]]:
         """The objects of keys that are locked. KEY_NOT_READABLE where the lease was lost."""
         with self._lock:
-            held = {key: self._held.get(key) for key in keys}
+            held = [self._held.get(key) for key in keys]
         now = time.monotonic()
         found: dict[ObjectKey, tuple[L1Error, MemoryObj | None]] = {}
-        for key, one in held.items():
+        for key, one in zip(keys, held, strict=True):
             if one is None:
                 found[key] = (L1Error.KEY_NOT_EXIST, None)
             elif one.count <= 0 or one.until <= now or not self._intact(one):
@@ -173,7 +179,7 @@ class ReadLocks:
         now = time.monotonic()
         with self._lock:
             for key, before, good in zip(keys, held, intact, strict=True):
-                one = self._held.get(key)
+                one = before if before is None or not before.gone else self._held.get(key)
                 if one is None:
                     results[key] = L1Error.KEY_NOT_EXIST
                     continue
@@ -247,6 +253,7 @@ class ReadLocks:
 
     def _leave(self, key: ObjectKey, held: Held) -> None:
         del self._held[key]
+        held.gone = True
         self.bytes -= held.nbytes
 
     def _release(self, objs: Iterable[MemoryObj | None]) -> None:

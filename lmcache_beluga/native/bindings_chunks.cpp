@@ -42,9 +42,6 @@ PyType_Slot reservation_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(&re
 
 using Bytes1D = nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>>;
 using ReadOnly1D = nb::ndarray<nb::numpy, const std::uint8_t, nb::ndim<1>>;
-/// A PutResult, and a view of the chunk if it was kept.
-using Committed = nb::typed<nb::tuple, int, std::optional<std::shared_ptr<View>>>;
-
 Committed commit_slot(Reservation& r, nb::handle key, const nb::bytes& meta, std::uint32_t depth, nb::object size,
                       bool keep) {
   ScratchBatch batch;
@@ -67,6 +64,44 @@ Committed commit_slot(Reservation& r, nb::handle key, const nb::bytes& meta, std
 }
 
 }  // namespace
+
+nb::typed<nb::list, Committed> commit_slots(const PoolPtr& pool, const std::vector<std::shared_ptr<Reservation>>& slots,
+                                            nb::handle keys, const std::vector<nb::bytes>& metas,
+                                            const std::vector<std::uint64_t>& sizes,
+                                            const std::vector<std::uint32_t>& depths, bool keep) {
+  ScratchBatch batch;
+  read_keys(keys.ptr(), *batch);
+  const std::size_t n = slots.size();
+  if (batch->size() != n || metas.size() != n || sizes.size() != n || depths.size() != n) {
+    throw Error(ErrorKind::invalid_argument, "give a key, metadata, a size and a depth for each reservation");
+  }
+  std::vector<std::span<const std::byte>> meta_spans;
+  for (std::size_t i = 0; i < n; ++i) {
+    if (sizes[i] == 0 || sizes[i] > slots[i]->bytes) {
+      throw Error(ErrorKind::invalid_argument, "a size must be 1 to the bytes reserved");
+    }
+    meta_spans.emplace_back(reinterpret_cast<const std::byte*>(metas[i].c_str()), metas[i].size());
+  }
+  std::vector<PutResult> results(n, PutResult::refused);
+  std::vector<std::shared_ptr<Lease>> leases(n);
+  {
+    nb::gil_scoped_release unlocked;
+    KeyBatch one;
+    for (std::size_t i = 0; i < n; ++i) {
+      if (slots[i]->pool != pool || slots[i]->done.exchange(true)) {
+        throw Error(ErrorKind::invalid_argument, "a reservation was already committed or aborted");
+      }
+      one.clear();
+      one.add(batch->record(i));
+      results[i] = pool->commit(slots[i]->slot, one, meta_spans[i], sizes[i], depths[i], keep ? &leases[i] : nullptr);
+    }
+  }
+  nb::typed<nb::list, Committed> out;
+  for (std::size_t i = 0; i < n; ++i) {
+    out.append(nb::make_tuple(static_cast<int>(results[i]), view_or_none(pool, leases[i])));
+  }
+  return out;
+}
 
 View::View(PoolPtr p, std::shared_ptr<Lease> l) : pool(std::move(p)), lease(std::move(l)) {
   data = pool->address_of(*lease);

@@ -51,6 +51,15 @@ struct Reservation {
 /// The lease as a View; None for a miss.
 nb::object view_or_none(const PoolPtr& pool, std::shared_ptr<Lease>& lease);
 
+/// A PutResult, and a view of the chunk if it was kept.
+using Committed = nb::typed<nb::tuple, int, std::optional<std::shared_ptr<View>>>;
+
+/// Publishes what was written to each of several reservations of `pool`; all of them are over then.
+nb::typed<nb::list, Committed> commit_slots(const PoolPtr& pool, const std::vector<std::shared_ptr<Reservation>>& slots,
+                                            nb::handle keys, const std::vector<nb::bytes>& metas,
+                                            const std::vector<std::uint64_t>& sizes,
+                                            const std::vector<std::uint32_t>& depths, bool keep);
+
 /// Adds the classes View and Reservation to the module.
 void bind_chunks(nb::module_& m);
 

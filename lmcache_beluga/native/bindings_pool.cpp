@@ -9,6 +9,7 @@
 
 #include "bindings_chunks.hpp"
 #include "bindings_geometry.hpp"
+#include "bindings_gil.hpp"
 #include "bindings_keys.hpp"
 #include "bindings_memory.hpp"
 #include "errors.hpp"
@@ -31,7 +32,8 @@ ViewList get_views(const PoolPtr& pool, nb::handle keys, bool prefix) {
   read_keys(keys.ptr(), *batch);
   std::vector<std::shared_ptr<Lease>> leases;
   {
-    nb::gil_scoped_release unlocked;
+    // With checksums, it reads the chunks.
+    const UnlockedIfLong unlocked(pool->context().options.verify ? SIZE_MAX : batch->size());
     pool->lease(*batch, prefix, leases);
   }
   ViewList out;
@@ -95,7 +97,7 @@ void bind_pool(nb::module_& m) {
              const std::size_t n = batch->size();
              const auto flags = std::make_unique<bool[]>(n);
              {
-               nb::gil_scoped_release unlocked;
+               const UnlockedIfLong unlocked(n);
                p->contains(batch->prints, {flags.get(), n});
              }
              nb::typed<nb::list, bool> out;
@@ -106,7 +108,7 @@ void bind_pool(nb::module_& m) {
            [](const PoolPtr& p, nb::handle keys) {
              ScratchBatch batch;
              read_keys(keys.ptr(), *batch);
-             nb::gil_scoped_release unlocked;
+             const UnlockedIfLong unlocked(batch->size());
              return p->contains_prefix(batch->prints);
            }, "keys"_a)
       .def("is_duplicate",
@@ -120,7 +122,7 @@ void bind_pool(nb::module_& m) {
            [](const PoolPtr& p, nb::handle keys) {
              ScratchBatch batch;
              read_keys(keys.ptr(), *batch);
-             nb::gil_scoped_release unlocked;
+             const UnlockedIfLong unlocked(batch->size());
              return p->pin_prefix(*batch);
            }, "keys"_a)
       .def("unpin",
@@ -167,6 +169,21 @@ void bind_pool(nb::module_& m) {
              if (refusal != Refusal::none) return std::nullopt;
              return std::make_shared<Reservation>(p, slot, size);
            }, "size"_a)
+      .def("reserve_batch",
+           [](const PoolPtr& p, std::uint64_t size,
+              std::size_t count) -> nb::typed<nb::list, std::shared_ptr<Reservation>> {
+             std::vector<std::shared_ptr<Reservation>> reserved;
+             {
+               nb::gil_scoped_release unlocked;
+               for (Slot slot; reserved.size() < count && p->reserve(size, slot) == Refusal::none;) {
+                 reserved.push_back(std::make_shared<Reservation>(p, slot, size));
+               }
+             }
+             nb::typed<nb::list, std::shared_ptr<Reservation>> out;
+             for (auto& one : reserved) out.append(std::move(one));
+             return out;
+           }, "size"_a, "count"_a)
+      .def("commit_batch", &commit_slots, "reservations"_a, "keys"_a, "metas"_a, "sizes"_a, "depths"_a, "keep"_a)
       .def("put",
            [](const PoolPtr& p, nb::handle keys, Objects data, nb::typed<nb::sequence, nb::bytes> metas, std::uint32_t first_depth) -> nb::typed<nb::list, int> {
              ScratchBatch batch;
@@ -218,7 +235,7 @@ void bind_pool(nb::module_& m) {
            [](const PoolPtr& p, nb::handle keys) {
              ScratchBatch batch;
              read_keys(keys.ptr(), *batch);
-             nb::gil_scoped_release unlocked;
+             const UnlockedIfLong unlocked(batch->size());
              return p->touch(batch->prints);
            }, "keys"_a)
       .def("remove",
