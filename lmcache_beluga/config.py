@@ -212,12 +212,15 @@ class Settings:
         Keys without the prefix ``beluga.`` are LMCache's or another backend's, and ignored.
         Raises SettingError for a ``beluga.*`` key that is unknown or a value that cannot be read.
         """
-        ours = {
-            key: value
-            for key, value in (extra_config or {}).items()
-            if isinstance(key, str) and key.startswith(KEY_PREFIX)
-        }
-        return cls._from_keys(ours, "extra_config", environ)
+        values: dict[str, Any] = {}
+        for key, value in (extra_config or {}).items():
+            if isinstance(key, str) and key.startswith(KEY_PREFIX) and value is not None:
+                setting = _BY_KEY.get(key)
+                if setting is None:
+                    raise SettingError(_unknown(key, list(_BY_KEY)))
+                values[setting.attribute] = setting.read(value, f"{key} (extra_config)")
+        values.update(_values_in(os.environ if environ is None else environ))
+        return cls(**values)
 
     @classmethod
     def from_names(
@@ -227,28 +230,19 @@ class Settings:
         overridden by those in ``environ``.
 
         ``origin`` says in error messages where ``names`` come from. With the prefix they are
-        accepted as well. Raises SettingError for a name that is unknown, a value that cannot be
-        read, or a setting that is given twice.
+        accepted as well. Raises SettingError for a name that is unknown or given in both ways, and
+        for a value that cannot be read.
         """
-        ours: dict[str, Any] = {}
-        for name, value in names.items():
-            key = KEY_PREFIX + str(name).removeprefix(KEY_PREFIX)
-            if key in ours:
-                raise SettingError(f"{origin} has both {name} and {name.removeprefix(KEY_PREFIX)}")
-            ours[key] = value
-        return cls._from_keys(ours, origin, environ)
-
-    @classmethod
-    def _from_keys(
-        cls, keys: Mapping[str, Any], origin: str, environ: Mapping[str, str] | None
-    ) -> Settings:
         values: dict[str, Any] = {}
-        for key, value in keys.items():
+        for name, value in names.items():
+            bare = name.removeprefix(KEY_PREFIX)
+            setting = _BY_KEY.get(KEY_PREFIX + bare)
+            if setting is None:
+                raise SettingError(f"{origin}: {_unknown(bare, [s.name for s in SETTINGS])}")
+            if setting.attribute in values:
+                raise SettingError(f"{origin}: {bare} and {KEY_PREFIX}{bare} are one setting")
             if value is not None:
-                setting = _BY_KEY.get(key)
-                if setting is None:
-                    raise SettingError(_unknown(key, list(_BY_KEY)))
-                values[setting.attribute] = setting.read(value, f"{key} ({origin})")
+                values[setting.attribute] = setting.read(value, f"{name} ({origin})")
         values.update(_values_in(os.environ if environ is None else environ))
         return cls(**values)
 

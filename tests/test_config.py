@@ -276,3 +276,32 @@ def test_defaults_are_those_of_the_pool() -> None:
             if field.name != "force":
                 default = getattr(arguments, field.name)
                 assert (getattr(Settings(), field.name) or default) == default, field.name
+
+
+# ---- names without a prefix, as LMCache's adapter_params have them
+
+
+def named(environ: dict[str, str] | None = None, **names: Any) -> Settings:
+    return Settings.from_names(names, "adapter_params", environ or {})
+
+
+def test_names_are_the_settings_without_prefix() -> None:
+    settings = named(pool="/dev/dax0.0", size="64GiB", lease="5s", host_id=None)
+    assert settings == read(pool="/dev/dax0.0", size="64GiB", lease="5s")
+    assert Settings.from_names({"beluga.size": "64GiB"}, "here", {}).size == 64 * GIB
+    assert named({"BELUGA_SIZE": "1GiB"}, size="64GiB").size == GIB
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"pol": "/x"}, "adapter_params: unknown setting pol: did you mean pool? Known are pool, "),
+        ({"size": "lots"}, "size (adapter_params): cannot use 'lots'"),
+        ({"size": 1, "beluga.size": 1}, "adapter_params: size and beluga.size are one setting"),
+        ({"host_id": 5, "size": "1GiB"}, "set beluga.max_hosts to 6 or more"),
+    ],
+)
+def test_wrong_names(names: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        Settings.from_names(names, "adapter_params", {})
+    assert message in str(caught.value)
