@@ -109,7 +109,7 @@ def test_bench_server_with_checksums(pool: Path, tmp_path: Path) -> None:
     servers = []
     try:
         for number in range(2):
-            servers.append(Server(tmp_path / f"{number}.log", spec(pool)))
+            servers.append(Server(tmp_path / f"{number}.log", spec(pool, size="128MiB")))
         for number, server in enumerate(servers):
             server.wait()
             prompts = ("--start", str(4 * number), "--end", str(4 * number + 4))
