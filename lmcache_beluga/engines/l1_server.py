@@ -16,6 +16,7 @@ from lmcache.v1.distributed.config import L1ManagerConfig
 from lmcache_beluga.config import Settings
 from lmcache_beluga.engines import l1_hook
 from lmcache_beluga.engines.l1 import BelugaL1
+from lmcache_beluga.engines.l1_copy_path import prefer_whole_chunks
 from lmcache_beluga.engines.l1_hashing import advice, server_hash_scheme
 from lmcache_beluga.engines.trouble import logger
 from lmcache_beluga.errors import KeySchemeError, UnsupportedError
@@ -50,6 +51,7 @@ def serve(settings: Settings, arguments: Sequence[str]) -> None:
             return BelugaL1(config, pool, verify=settings.verify, prefault=settings.prefault)
 
         l1_hook.install(make)
+        prefer_whole_chunks()
         lmcache(["server", *arguments, *more])
     finally:
         pool.close()
