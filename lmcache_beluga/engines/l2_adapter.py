@@ -250,9 +250,12 @@ class BelugaL2Adapter(L2AdapterInterface):  # type: ignore[misc]
 
     def get_usage(self) -> AdapterUsage:
         """Bytes in the pool, of all servers, engines and hosts, and by cache_salt."""
-        if self._closed:
+        try:
+            return self._usage.now()
+        except BelugaError as error:
+            # LMCache's eviction thread would end with an exception.
+            self._failed("usage", error)
             return AdapterUsage(total_bytes_used=0, total_capacity_bytes=self._max_capacity_bytes)
-        return self._usage.now()
 
     def list_l2_keys(
         self, model_name: str | None = None, page_size: int = 500, cursor: str | None = None

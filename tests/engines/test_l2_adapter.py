@@ -334,27 +334,51 @@ def test_a_pool_that_goes_away(start: Start, pool: Path) -> None:
     assert lock(adapter, KEYS) == [False] * 8
     assert load(adapter, KEYS, [memory() for _ in KEYS]) == [False] * 8
     assert not store(adapter, [key(99)], [payload(99)]).is_successful()
+    assert adapter.get_usage().total_bytes_used == 0
     adapter.submit_unlock(KEYS)
     adapter.delete(KEYS)
 
 
+def test_a_pool_that_is_all_locked(start: Start) -> None:
+    """A store of which a chunk was refused has failed; the adapter goes on."""
+    adapter = start(size="4MiB", extent_size="256KiB")
+    results = []
+    for number in range(256):
+        results.append(store(adapter, [key(number)], [payload(number)]))
+        assert lock(adapter, [key(number)]) == [results[-1].is_successful()]
+    assert results[0].bytes_transferred() == SIZE
+    assert not results[-1].is_successful() and results[-1].bytes_transferred() == 0
+    assert adapter.report_status()["is_healthy"]
+    locked = [key(number) for number in range(256) if results[number].is_successful()]
+    again = store(adapter, [locked[0], key(999)], [payload(0), payload(999)])
+    assert not again.is_successful(), "one of two"
+    adapter.submit_unlock(locked)
+    assert store(adapter, [key(999)], [payload(999)]).is_successful()
+
+
 def test_close_during_loads(start: Start) -> None:
     """After close no byte of any buffer changes, and every load is whole or did not happen."""
-    adapter = filled(start())
-    batches = [[memory(b"\x5a" * SIZE) for _ in KEYS] for _ in range(300)]
-    tasks = [adapter.submit_load_task(KEYS, batch) for batch in batches]
+    shape = torch.Size([2, 2, 64, 64 * 64])
+    size = shape.numel() * DTYPE.itemsize
+    data = [bytes([1 + number]) * size for number in range(8)]
+    adapter = start(size="64MiB")
+    task = adapter.submit_store_task(KEYS, [memory(one, shape) for one in data])
+    wait(adapter.get_store_event_fd())
+    assert adapter.pop_completed_store_tasks()[task].is_successful()
+    # The same chunks eight times over: a copy that takes a while. More than there are threads.
+    batches = [[memory(bytes(size), shape) for _ in range(64)] for _ in range(4)]
+    tasks = [adapter.submit_load_task(KEYS * 8, batch) for batch in batches]
+    time.sleep(0.002)
     adapter.close()
-    then = [[bytes(obj.byte_array) for obj in batch] for batch in batches]
-    results = [adapter.query_load_result(task) for task in tasks]
-    assert all(result is not None for result in results), "every task ended"
-    loaded = 0
-    for result, batch in zip(results, then, strict=True):
-        for number, data in enumerate(batch):
-            assert data == (payload(number) if result.test(number) else b"\x5a" * SIZE)
-            loaded += result.test(number)
-    assert loaded < 300 * len(KEYS), "some were still waiting"
-    time.sleep(0.05)
-    assert then == [[bytes(obj.byte_array) for obj in batch] for batch in batches]
+    ends = [[int(obj.raw_data[-1]) for obj in batch] for batch in batches]
+    time.sleep(0.2)
+    assert ends == [[int(obj.raw_data[-1]) for obj in batch] for batch in batches]
+    for task, batch in zip(tasks, batches, strict=True):
+        result = adapter.query_load_result(task)
+        assert result is not None, "every task ended"
+        for number, obj in enumerate(batch):
+            wanted = data[number % 8] if result.test(number) else bytes(size)
+            assert bytes(obj.byte_array) == wanted
     adapter.close()
     adapter.submit_unlock(KEYS)
 
