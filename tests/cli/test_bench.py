@@ -181,3 +181,11 @@ def test_hammer_notices_one_wrong_byte() -> None:
     assert content.wrong(8, data)
     data[4000] ^= np.uint8(1)
     assert content.wrong(7, data)
+
+
+def test_l2(tmp_path: Path) -> None:
+    section = run(tmp_path, "l2")["l2"]
+    values = {row["name"]: row["value"] for row in section["rows"]}
+    assert values["load bandwidth, beluga / memcpy"] > 0
+    assert values["load, LMCache DAX / beluga"] > 0
+    assert values["lookup and lock of 512 keys, beluga"] > 0
