@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from lmcache.v1.multiprocess import object_group_transfer
 
+from lmcache_beluga import Pool
 from lmcache_beluga.engines.l1_copy_path import prefer_whole_chunks
 
 KIB = 1024
@@ -42,6 +44,23 @@ def test_small_blocks_are_copied_as_wholes(
     monkeypatch.setattr(object_group_transfer, "direct_transfer_supported", stock)
     prefer_whole_chunks()
     assert object_group_transfer.direct_transfer_supported(context(*blocks), 0, [], [[1]]) is direct
+
+
+def test_stores_are_left_alone(monkeypatch: pytest.MonkeyPatch, pool_path: Path) -> None:
+    """A kernel that gathers for them would slow the prompt that is being computed."""
+
+    def stock(
+        cache_context: Any, object_group_id: int, memory_objs: Any, block_ids_host: Any
+    ) -> bool:
+        return True
+
+    monkeypatch.setattr(object_group_transfer, "direct_transfer_supported", stock)
+    prefer_whole_chunks()
+    Pool.format(pool_path, size=16 << 20)
+    with Pool.attach(pool_path) as pool, pool.reserve(KIB) as slot:
+        written = SimpleNamespace(hold=slot)
+        direct = object_group_transfer.direct_transfer_supported
+        assert direct(context(32 * KIB), 0, [None, written], [[1]])
 
 
 def test_lmcache_may_still_say_no(monkeypatch: pytest.MonkeyPatch) -> None:

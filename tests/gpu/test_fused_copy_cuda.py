@@ -239,7 +239,7 @@ def test_a_copy_waits_for_its_stream(rig: Rig, way: Method, kind: str) -> None:
     in_pool, in_gpu = slot.address + places, memory.data_ptr() + places
     rig.copy.copy(in_pool, in_gpu, nbytes, TO_POOL, method=way).wait()  # compiles the kernel
     with torch.cuda.stream(mine):
-        torch.cuda._sleep(200_000_000)  # about 0.1 s
+        torch.cuda._sleep(1_000_000_000)  # about half a second, if the host is held up meanwhile
         memory.add_(1)
         transfer = rig.copy.copy(in_pool, in_gpu, nbytes, TO_POOL, method=way, stream=stream)
         assert not transfer.done
