@@ -148,7 +148,7 @@ class Settings:
         "How long to wait for another process that is creating the pool or recovering this host.",
     )
     copy_threads: int = _setting(
-        kinds.integer(0, 256),
+        kinds.integer(0, 64),
         0,
         "Threads that share a large copy into or out of the pool; 0 picks by machine.",
     )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 import yaml
 
 from lmcache_beluga import errors
@@ -31,6 +32,20 @@ def test_the_python_example_runs(pool_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "'chunks': 0" in result.stdout
+
+
+def test_the_gpu_example_runs(pool_path: Path) -> None:
+    """On a GPU; elsewhere, what it imports is there."""
+    (example,) = blocks("py")
+    assert example.count('"/dev/shm/gpu-example.pool"') == 1
+    code = example.replace("/dev/shm/gpu-example.pool", str(pool_path))
+    if not torch.cuda.is_available():
+        code, _, rest = code.partition("with Pool.open")
+        assert rest
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_yaml_is_what_lmcache_reads() -> None:
