@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from in_process_surface import InProcessSurface
+from l1_surface import L1Surface
 from l2_surface import L2Surface
 from surface import Surface
 
 SURFACES: dict[str, Callable[[Path, Path, dict[str, Any]], Surface]] = {
     "in process": InProcessSurface,
     "l2": L2Surface,
+    "l1": L1Surface,
 }
 
 Open = Callable[..., Surface]
