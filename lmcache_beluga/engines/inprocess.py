@@ -27,6 +27,7 @@ from lmcache_beluga.engines.prefix_depths import PrefixDepths
 from lmcache_beluga.engines.reach import Reach
 from lmcache_beluga.engines.reader import ChunkReader
 from lmcache_beluga.engines.trouble import TroubleLog, logger
+from lmcache_beluga.engines.vllm_version import moves_half
 from lmcache_beluga.engines.writer import ChunkWriter
 from lmcache_beluga.errors import BelugaError, KeySchemeError, UnsupportedError
 from lmcache_beluga.keys import hash_scheme, hash_scheme_advice
@@ -79,6 +80,8 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
         )
         try:
             settings = Settings.from_extra_config(config.extra_config, os.environ)
+            if wrong := moves_half(torch.device(dst_device).type, metadata.use_mla):
+                raise UnsupportedError(wrong)
             self._pool = self._open(settings)
             self._reach = self._connect(torch.device(dst_device), settings.prefault)
         except BelugaError as error:
