@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "_QUICK_SECONDS", 0.3)
+    monkeypatch.setattr(command, "_QUICK_SECONDS", 1.0)
 
 
 def test_a_folder(run: Run, shm_dir: Path, tmp_path: Path) -> None:
