@@ -64,7 +64,7 @@ class PoolAllocator(MemoryAllocatorInterface):  # type: ignore[misc]
             reservation = self._reserve(layout.nbytes)
             if reservation is not None:
                 return PoolMemoryObj(reservation, layout, self._give_up, self)
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or not self._reach.possible:
                 return None
             time.sleep(WAIT_STEP_S)
 

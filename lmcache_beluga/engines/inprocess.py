@@ -116,6 +116,8 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
                 "stored, and a lease lost during a load is reported, not undone",
                 unfit,
             )
+        else:
+            logger.info("methods of LMCache are wrapped (%s)", ", ".join(lmcache_hooks.WRAPPED))
         return not unfit
 
     def _gather_in_pool(self) -> bool:
@@ -454,9 +456,13 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
         The pool always evicts, so ``eviction`` changes nothing; ``busy_loop`` waits a while for
         chunks in use.
         """
-        return self.memory_allocator.allocate(
+        obj = self.memory_allocator.allocate(
             shapes, dtypes, self._format(fmt), wait_s=ALLOCATION_WAIT_S if busy_loop else 0.0
         )
+        if obj is None and not self._reach.possible and self.local_cpu_backend is not None:
+            # CUDA took no more of the pool's memory: LMCache gathers in its own, as without hooks.
+            obj = self.local_cpu_backend.allocate(shapes, dtypes, fmt, eviction, busy_loop)
+        return obj
 
     def batched_allocate(
         self,
@@ -468,13 +474,18 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
         busy_loop: bool = True,
     ) -> list[MemoryObj] | None:
         """``batch_size`` slots alike, or None; otherwise as ``allocate``."""
-        return self.memory_allocator.batched_allocate(
+        objs = self.memory_allocator.batched_allocate(
             shapes,
             dtypes,
             batch_size,
             self._format(fmt),
             wait_s=ALLOCATION_WAIT_S if busy_loop else 0.0,
         )
+        if objs is None and not self._reach.possible and self.local_cpu_backend is not None:
+            objs = self.local_cpu_backend.batched_allocate(
+                shapes, dtypes, batch_size, fmt, eviction, busy_loop
+            )
+        return objs
 
     def calculate_chunk_budget(self) -> int:
         """How many of LMCache's chunks the pool holds at most."""

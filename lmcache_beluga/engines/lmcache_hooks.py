@@ -40,6 +40,9 @@ _PARAMETERS: dict[tuple[type, str], tuple[str, ...]] = {
         for name in ("batched_to_gpu", "batched_from_gpu")
     },
 }
+WRAPPED = tuple(f"{cls.__name__}.{name}" for cls, name in _PARAMETERS)
+"""Names of the methods, for the log."""
+
 _verdict = transfer.Verdict()
 _installed = False
 

@@ -106,6 +106,25 @@ def test_a_tier_below_gets_what_is_stored(start: Start, tmp_path: Path) -> None:
     engine.assert_clean()
 
 
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_memory_that_cuda_refuses_later_is_copied(
+    start: Start, monkeypatch: pytest.MonkeyPatch, layerwise: bool
+) -> None:
+    """Registration is lazy, so it may fail when KV is gathered in the pool already."""
+    engine = start(layerwise=layerwise)
+    tokens = prompt(3 * CHUNK, seed=1)
+    engine.store(tokens, seed=1)
+    reach = engine.backend._reach
+    monkeypatch.setattr(reach, "_everything", False)  # a GPU's, without a registration
+    assert not reach.possible
+    copies = copied(monkeypatch)
+    more = prompt(3 * CHUNK, seed=2)
+    kv = engine.store(more, seed=2)
+    assert copies
+    engine.expect_hit(more, kv, "request")
+    engine.assert_clean()
+
+
 def test_a_lost_chunk_is_not_loaded(
     start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
