@@ -34,10 +34,8 @@ def server_hash_scheme(chunk_size: int, algorithm: str) -> str:
     return f"lmcache/chunk={chunk_size}/{name}/{probe}"
 
 
-def advice(mine: str, pools: str) -> str:
-    """What to change when a server's scheme is not the pool's: sentences for an error message."""
-    return (
-        f"This server hashes prompts as '{mine}', the pool's chunks were hashed as '{pools}': "
-        "start all servers of a pool with the same --chunk-size and --hash-algorithm, and where "
-        "that is builtin with the same PYTHONHASHSEED. Or use another pool, or format this one."
-    )
+ADVICE = (
+    "Start all servers of a pool with the same --chunk-size and --hash-algorithm: blake3, the "
+    "default, is the same in every process; builtin needs the same PYTHONHASHSEED, and Python 3.12"
+)
+"""What to change when a server's scheme is not the pool's."""

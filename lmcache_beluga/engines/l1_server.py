@@ -17,7 +17,7 @@ from lmcache_beluga.config import Settings
 from lmcache_beluga.engines import l1_hook
 from lmcache_beluga.engines.l1 import BelugaL1
 from lmcache_beluga.engines.l1_copy_path import prefer_whole_chunks
-from lmcache_beluga.engines.l1_hashing import advice, server_hash_scheme
+from lmcache_beluga.engines.l1_hashing import ADVICE, server_hash_scheme
 from lmcache_beluga.engines.trouble import logger
 from lmcache_beluga.errors import KeySchemeError, UnsupportedError
 from lmcache_beluga.pool import Pool
@@ -69,15 +69,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _open(settings: Settings, options: argparse.Namespace) -> Pool:
     arguments: dict[str, Any] = settings.pool_arguments()
-    own = server_hash_scheme(options.chunk_size, options.hash_algorithm)
-    scheme = arguments.setdefault("key_scheme", own)
+    scheme = server_hash_scheme(options.chunk_size, options.hash_algorithm)
+    arguments.setdefault("key_scheme", scheme)
     try:
         return Pool.open(**arguments)
     except KeySchemeError as error:
-        arguments["key_scheme"] = None
-        with Pool.open(**arguments) as pool:
-            formatted = pool.info.key_scheme
-        raise KeySchemeError(f"{error}. {advice(scheme, formatted)}") from None
+        raise KeySchemeError(f"{error}. {ADVICE}") from None
 
 
 def _defaults(options: argparse.Namespace, pool: Pool) -> list[str]:

@@ -152,7 +152,11 @@ def test_a_server_that_cannot_start(folder: Path, tmp_path: Path) -> None:
         ((), {"BELUGA_UUID": str(uuid.uuid4())}, "uuid"),
         ((), {"BELUGA_LEESE": "10s"}, "did you mean BELUGA_LEASE"),
         ((), {"BELUGA_POOL": "{folder}/no-pool"}, "no-pool"),
-        ((), {"BELUGA_POOL": "{folder}/others"}, "servers of a pool with the same --chunk-size"),
+        (
+            (),
+            {"BELUGA_POOL": "{folder}/others"},
+            "all servers of a pool with the same --chunk-size",
+        ),
         (("--host-id", "64"), {}, "--host-id"),
         (("--pool-size", "much"), {}, "give a size such as"),
         (("--l1-manager", '{"type": "DRAM"}'), {}, "the pool is the only L1"),
