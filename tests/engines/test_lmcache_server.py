@@ -222,7 +222,7 @@ def test_what_a_vanished_engine_was_writing_is_not_stored(shared: Two) -> None:
     assert load(shared.engine(shared.b), prompt) == prompt.chunks
 
 
-def test_clear_and_delete(shared: Two) -> None:
+def test_clear(shared: Two) -> None:
     prompt = Prompt()
     a, b = shared.engine(shared.a), shared.engine(shared.b)
     compute(a, prompt)
