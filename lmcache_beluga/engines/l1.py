@@ -15,6 +15,7 @@ from lmcache.v1.distributed.memory_manager import L1MemoryManager
 
 from lmcache_beluga.engines.l1_events import L1Events
 from lmcache_beluga.engines.l1_gauges import register_gauges
+from lmcache_beluga.engines.l1_layouts import EngineLayouts
 from lmcache_beluga.engines.l1_memory import L1Memory
 from lmcache_beluga.engines.l1_reach import ServerReach
 from lmcache_beluga.engines.l1_reads import ReadLocks
@@ -74,10 +75,13 @@ class BelugaL1:
             else L1BackendType.DRAM
         )
         self._events = L1Events(config.tag, self._backend)
+        self.layouts = EngineLayouts()
+        """Of the engines here: chunks of other layouts are not found."""
         self._memory = L1Memory(
             pool,
             ServerReach(pool, everything=prefault),
             lambda: L1MemoryManager(_private(config.memory_config)),
+            self.layouts,
             self._trouble,
             self._id,
         )

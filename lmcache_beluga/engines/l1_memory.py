@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
     from lmcache.v1.distributed.memory_manager import L1MemoryManager
 
+    from lmcache_beluga.engines.l1_layouts import EngineLayouts
     from lmcache_beluga.engines.l1_reach import ServerReach
     from lmcache_beluga.pool import Pool, View
 
@@ -45,6 +46,7 @@ class L1Memory:
         pool: Pool,
         reach: ServerReach,
         own_memory: Callable[[], L1MemoryManager],
+        layouts: EngineLayouts,
         trouble: TroubleLog,
         owner: int,
     ) -> None:
@@ -53,6 +55,7 @@ class L1Memory:
         self._reach = reach
         self._make_own = own_memory
         self._own: L1MemoryManager | None = None
+        self._layouts = layouts
         self._trouble = trouble
         self._owner = owner
         self._base = pool.base_address
@@ -63,17 +66,15 @@ class L1Memory:
 
     # Reading
 
-    def reading(self, views: Sequence[View | None]) -> list[MemoryObj | None]:
+    def reading(
+        self, keys: Sequence[ObjectKey], views: Sequence[View | None]
+    ) -> list[MemoryObj | None]:
         """An object for each view, which it takes over; None where there is none."""
-        unpack, covers, base, owner = (
-            self._codec.unpack,
-            self._reach.covers,
-            self._base,
-            self._owner,
-        )
+        unpack, covers, fits = self._codec.unpack, self._reach.covers, self._layouts.fits
+        base, owner = self._base, self._owner
         objs: list[MemoryObj | None] = []
         in_place = by_copy = 0
-        for view in views:
+        for key, view in zip(keys, views, strict=True):
             obj: MemoryObj | None = None
             if view is not None:
                 size = view.size
@@ -83,7 +84,10 @@ class L1Memory:
                     view.release()
                     self._say_unreadable(error)
                 else:
-                    if covers(view):
+                    if not fits(key, layout):
+                        view.release()
+                        self._say_unfit(key, layout)
+                    elif covers(view):
                         obj = L1Object(view, layout, base, owner)
                         in_place += size
                     elif (obj := self._copied(view, layout)) is not None:
@@ -97,6 +101,19 @@ class L1Memory:
         if times := self._trouble.due("unreadable"):
             logger.warning(
                 "%d chunks in the pool are not LMCache's KV and count as missing: %s", times, error
+            )
+
+    def _say_unfit(self, key: ObjectKey, layout: Layout) -> None:
+        if times := self._trouble.due("unfit"):
+            dtypes = ", ".join(sorted({str(dtype) for dtype in layout.dtypes}))
+            logger.warning(
+                "%d chunks in the pool count as missing: engines of %s elsewhere have another "
+                "layout of KV (%d bytes of %s per chunk). LMCache cannot tell them apart: give the "
+                "model another name where its dtype, KV cache dtype or layers differ",
+                times,
+                key.model_name,
+                layout.nbytes,
+                dtypes,
             )
 
     def _copied(self, view: View, layout: Layout) -> MemoryObj | None:

@@ -95,7 +95,7 @@ class ReadLocks:
         if not absent:
             return found
         wanted = [keys[index] for index in absent] if len(absent) < len(keys) else keys
-        objs = self._memory.reading(self._lease(wanted))
+        objs = self._memory.reading(wanted, self._lease(wanted))
         spare: list[MemoryObj] = []
         with self._lock:
             enter = self._held.setdefault

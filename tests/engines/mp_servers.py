@@ -68,8 +68,10 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def engine(server: MPServer, mode: str = "engine_driven", **options: object) -> MPEngine:
-    return MPEngine(server.url, SHAPE, CHUNKS * CHUNK // 16, mode, **options)  # type: ignore
+def engine(
+    server: MPServer, mode: str = "engine_driven", shape: KVShape = SHAPE, **options: object
+) -> MPEngine:
+    return MPEngine(server.url, shape, CHUNKS * CHUNK // 16, mode, **options)  # type: ignore
 
 
 class Prompt:

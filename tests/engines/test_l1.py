@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from l1_pair import LAYOUT, MIB, NBYTES, Heard, config, key, keys
-from lmcache.v1.distributed.api import ObjectKey
+from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
 from lmcache.v1.distributed.config import EvictionConfig
 from lmcache.v1.distributed.error import L1Error, L1ReconfigureError
 from lmcache.v1.distributed.storage_controllers import L1EvictionController
@@ -399,6 +399,30 @@ def test_chunks_that_are_no_kv_are_misses(start: Start, caplog: pytest.LogCaptur
     found = l1.reserve_read(some)
     assert [found[k][0] for k in some] == [L1Error.SUCCESS, L1Error.KEY_NOT_EXIST]
     assert l1._pool.stats()["views"] == 1
+
+
+def test_chunks_of_another_layout_are_misses(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An engine elsewhere has the model in another dtype, of the same size."""
+    l1 = start()
+    some = keys("ab")
+    store(l1, some)
+    (shape,) = LAYOUT.shapes
+    other = MemoryLayoutDesc([shape], [torch.float16])
+    group = MemoryLayoutDesc([torch.Size([NBYTES // 2])], LAYOUT.dtypes)
+    l1.layouts.add("another model", 0, {0: other})
+    l1.layouts.add("model", 1, {0: other})  # ranks are in keys
+    assert errors(l1.reserve_read(some)) == {L1Error.SUCCESS}
+    l1.finish_read(some)
+    l1.layouts.add("model", 0, {0: other})
+    assert errors(l1.reserve_read(some)) == {L1Error.KEY_NOT_EXIST}
+    assert errors(l1.reserve_write(some, [False] * 2, other, "w")) == {L1Error.KEY_NOT_WRITABLE}
+    assert len([log for log in caplog.records if "another layout" in log.getMessage()]) == 1
+    assert l1._pool.stats()["views"] == 0
+    # The same number of elements of the same dtype is the same KV, whatever its shape is called.
+    l1.layouts.add("model", 0, {0: group})
+    assert errors(l1.reserve_read(some)) == {L1Error.SUCCESS}
 
 
 def test_what_it_says_of_itself(start: Start, pool_path: Path) -> None:

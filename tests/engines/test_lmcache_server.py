@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mp_servers import (
     CHUNK,
     CHUNKS,
     MIB,
     MODES,
     NBYTES,
+    SHAPE,
     Prompt,
     Servers,
     comes,
@@ -32,6 +34,7 @@ from lmcache_beluga import Pool
 from lmcache_beluga.demo.environment import child_environment
 from lmcache_beluga.demo.mp_engine import MPEngine
 from lmcache_beluga.demo.mp_server import MPServer
+from lmcache_beluga.demo.paged_kv import KVShape
 
 
 class Two:
@@ -149,6 +152,21 @@ def test_models_do_not_leak(shared: Two) -> None:
     compute(shared.engine(shared.a), prompt)
     with engine(shared.b, model="other") as other:
         assert look(other, prompt) == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dtypes_do_not_leak(shared: Two, mode: str) -> None:
+    """LMCache's keys do not tell them apart."""
+    prompt = Prompt()
+    half = KVShape(SHAPE.layers, SHAPE.heads, SHAPE.head_dim, torch.float16)
+    with (
+        engine(shared.a, mode, model=f"model {mode}") as one,
+        engine(shared.b, mode, half, model=f"model {mode}") as other,
+    ):
+        compute(one, prompt)
+        comes(one, prompt)
+        assert look(other, prompt) == 0
+        assert load(one, prompt) == prompt.chunks
 
 
 @pytest.mark.parametrize("mode", MODES)
