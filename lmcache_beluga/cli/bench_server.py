@@ -64,7 +64,7 @@ def run(folder: Path, quick: bool, progress: Progress) -> Section:
         progress("three servers start")
         stock, storing, loading = _servers(stack, folder, 2.5 * prompt / (1 << 30))
         modes: dict[str, Mode] = {"the server copies": "lmcache_driven"}
-        if not torch.cuda.is_available():
+        if _mapped(folder):
             modes["engines map the L1"] = "engine_driven"
         for title, mode in modes.items():
             progress(f"retrieve, {title}")
@@ -78,6 +78,11 @@ def run(folder: Path, quick: bool, progress: Progress) -> Section:
     return section
 
 
+def _mapped(folder: Path) -> bool:
+    """Whether engines can map the L1s: not where the server leaves copying to a GPU."""
+    return folder.parent == Path("/dev/shm") and not torch.cuda.is_available()
+
+
 def _servers(
     stack: contextlib.ExitStack, folder: Path, gib: float
 ) -> tuple[MPServer, MPServer, MPServer]:
@@ -89,7 +94,7 @@ def _servers(
     options = ("--chunk-size", str(_CHUNK), "--supported-transfer-mode", "auto")
     l1_size = ("--l1-size-gb", str(size / (1 << 30)))
     own = [*l1_size, "--eviction-policy", "LRU", "--no-l1-use-lazy"]
-    if not torch.cuda.is_available():
+    if _mapped(folder):
         own += ["--shm-name", f"{folder.name}-stock"]
     started = [
         stack.enter_context(MPServer(folder / "stock.log", None, (*options, *own))),

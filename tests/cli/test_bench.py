@@ -120,6 +120,14 @@ def test_one_part_that_fails_does_not_end_the_others(
     assert section.rows[0].note == "failed: RuntimeError: no such symbol"
 
 
+def test_server(tmp_path: Path) -> None:
+    values = {row["name"]: row["value"] for row in run(tmp_path, "server")["server"]["rows"]}
+    assert values["retrieve, the server copies: ratio"] > 0
+    assert values["99th percentile: ratio"] > 0
+    assert values["copied before the transfer"] == 0
+    assert values["read from the pool itself"] > 0
+
+
 def test_unknown_section() -> None:
     done = subprocess.run([*COMMAND, "speed"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
