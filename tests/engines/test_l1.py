@@ -280,7 +280,9 @@ class Everything:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, runtime: RecordingRuntime) -> None:
         reach = l1_reach.ServerReach
-        monkeypatch.setattr("lmcache_beluga.engines.l1.ServerReach", lambda p: reach(p, runtime))
+        monkeypatch.setattr(
+            "lmcache_beluga.engines.l1.ServerReach", lambda p, everything: reach(p, runtime)
+        )
 
 
 def test_gpus_copy_from_and_to_the_pool(pool_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
