@@ -295,7 +295,7 @@ def test_gpus_copy_from_and_to_the_pool(pool_path: Path, monkeypatch: pytest.Mon
     for _, obj in l1.reserve_read(some).values():
         assert any(at <= obj.data_ptr < at + size for at, size in runtime.registered.items())
     status = l1.report_status()["pool"]
-    assert status["bytes_registered"] == MIB
+    assert status["bytes_registered"] >= MIB  # and what is used next
     assert status["bytes_read_in_place"] == status["bytes_written_in_place"] == 3 * NBYTES
     assert status["bytes_read_by_copy"] == status["bytes_written_by_copy"] == 0
     l1.close()
