@@ -343,11 +343,11 @@ def test_memory_for_copies_is_not_the_pool(shm_dir: Path, monkeypatch: pytest.Mo
     """LMCache removes the shared memory by its name before it makes its own."""
     Everything(monkeypatch, RecordingRuntime(refuse=0))
     path = shm_dir.parent / f"lmcache_l1_pool_{shm_dir.name}"
-    pool = Pool.open(path, size=16 * MIB, extent_size=MIB, chunk_hint=NBYTES)
     settings = config()
     settings.memory_config.shm_name = path.name
-    l1 = BelugaL1(settings, pool)
     try:
+        pool = Pool.open(path, size=16 * MIB, extent_size=MIB, chunk_hint=NBYTES)
+        l1 = BelugaL1(settings, pool)
         store(l1, keys("abc"))
         l1.reserve_read(keys("abc"))
         assert reads_right(l1, keys("abc"))
@@ -355,7 +355,7 @@ def test_memory_for_copies_is_not_the_pool(shm_dir: Path, monkeypatch: pytest.Mo
         with Pool.attach(path, uuid=pool.uuid) as again:
             assert again.contains(keys("abc")) == [True] * 3
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _like(l1: BelugaL1) -> MemoryObj:
