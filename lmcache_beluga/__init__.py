@@ -36,6 +36,7 @@ from lmcache_beluga.errors import (
 
 if TYPE_CHECKING:
     from lmcache_beluga.config import Settings
+    from lmcache_beluga.engines.first_tier import BelugaFirstTier
     from lmcache_beluga.engines.inprocess import BelugaBackend
     from lmcache_beluga.engines.l2_adapter import BelugaL2Adapter
     from lmcache_beluga.engines.l2_config import BelugaL2AdapterConfig
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BelugaBackend": "engines.inprocess",
+    "BelugaFirstTier": "engines.first_tier",
     "BelugaL2Adapter": "engines.l2_adapter",
     "BelugaL2AdapterConfig": "engines.l2_config",
     "CheckReport": "pool",
@@ -70,6 +72,7 @@ _HOME = {
 __all__ = [
     "BelugaBackend",
     "BelugaError",
+    "BelugaFirstTier",
     "BelugaL2Adapter",
     "BelugaL2AdapterConfig",
     "CheckReport",
