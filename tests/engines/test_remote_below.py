@@ -69,7 +69,7 @@ def test_what_left_the_pool_comes_back_from_redis(
     assert all(a.equal(b) for a, b in zip(found, kv, strict=True))
     assert one.stats["gets"] == gets, "it was in the pool"
     assert one.chunks == CHUNKS
-    redis.stop()
+    redis.flush()
     one.expect_hit(tokens, kv, "from the pool again")
     one.assert_clean()
 
@@ -94,7 +94,7 @@ def test_what_was_evicted_is_served_and_stored_again(
     _, found = one.retrieve(tokens, "below")
     assert all(a.equal(b) for a, b in zip(found, kv, strict=True))
     assert one.backend.batched_contains(keys_of) == CHUNKS
-    redis.stop()
+    redis.flush()
     one.expect_hit(tokens, kv, "from the pool again")
     one.assert_clean()
 
@@ -144,6 +144,6 @@ def test_the_server_brings_back_what_left_the_pool(servers: Servers, redis: Redi
         pool.clear()
         assert load(one, prompt) == prompt.chunks  # compares the bytes
         wait_until(lambda: pool.stats()["chunks"] == prompt.chunks)
-        redis.stop()
+        redis.flush()
         assert look(one, prompt) == prompt.chunks
         assert load(one, prompt) == prompt.chunks
