@@ -36,7 +36,9 @@ def application(prefill: Sequence[str], decode: Sequence[str]) -> web.Applicatio
 
     async def generate(request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        headers = {k: v for k, v in request.headers.items() if k in ("Authorization", "X-Request-Id")}
+        headers = {
+            k: v for k, v in request.headers.items() if k in ("Authorization", "X-Request-Id")
+        }
         first = {k: v for k, v in body.items() if k not in ("stream_options", "min_tokens")}
         first |= {"stream": False, "max_tokens": 1, "n": 1}
         if "max_completion_tokens" in first:
