@@ -33,7 +33,7 @@ def test_a_folder(run: Run, shm_dir: Path, tmp_path: Path) -> None:
     document = json.loads(results.read_text())
     assert document["machine"]["cores"] >= 1
     assert document["versions"]["lmcache-beluga"]
-    assert document["command"].startswith("beluga ")
+    assert document["command"].startswith("beluga")
     places = {place["name"]: place for place in document["places"]}
     assert places[str(shm_dir)]["kind"] == "tmpfs"
     assert places["local DRAM"]["nbytes"] == 2 * MIB
