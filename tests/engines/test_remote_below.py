@@ -14,7 +14,7 @@ from mp_servers import MIB, NBYTES, Prompt, Servers, compute, engine, load, look
 from processes import wait_until
 
 from lmcache_beluga import Pool
-from lmcache_beluga.cli.bench_redis import RedisServer
+from lmcache_beluga.cli.bench_redis import RedisServer, redis_missing
 
 CHUNKS = 4
 EXAMPLE = Path(__file__).parents[2] / "integration" / "vllm" / "remote-below.yaml"
@@ -32,6 +32,8 @@ async def _nothing(connector: RedisConnector) -> None:
 
 @pytest.fixture
 def redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
+    if missing := redis_missing():
+        pytest.skip(missing)
     # LMCache 0.5.6 waits in its event loop for a task of that same loop when it closes a Redis.
     monkeypatch.setattr(RedisConnector, "close", _nothing)
     with RedisServer(tmp_path) as server:
