@@ -231,6 +231,13 @@ def test_killed_at_any_moment_of_a_store(
 
 # ---- being stopped
 
+_LOCKS_AND_UNLOCKS = """
+    pool = Pool.attach(arguments[0], heartbeat_ms=10)
+    say("ready")
+    while True:
+        pool.reserve(1000).abort()
+"""
+
 
 def test_a_stopped_lock_holder_costs_puts_and_nothing_else(
     pool_path: Path, start_child: Callable[..., Child]
@@ -239,15 +246,7 @@ def test_a_stopped_lock_holder_costs_puts_and_nothing_else(
         pool_path, size=16 * MIB, extent_size=MIB, heartbeat_ms=10, lock_timeout_ms=100
     ) as pool:
         assert pool.put(b"key", b"x" * 1000) is PutResult.STORED
-        child = start_child(
-            """
-            pool = Pool.attach(arguments[0], heartbeat_ms=10)
-            say("ready")
-            while True:
-                pool.reserve(1000).abort()
-            """,
-            pool_path,
-        )
+        child = start_child(_LOCKS_AND_UNLOCKS, pool_path)
         child.expect("ready")
         for _ in range(10_000):
             child.stop()
@@ -289,15 +288,7 @@ def test_a_killed_lock_holder_costs_nothing(
         pool_path, size=16 * MIB, extent_size=MIB, heartbeat_ms=10, lock_timeout_ms=100
     ) as pool:
         for victim in range(10):
-            child = start_child(
-                """
-                pool = Pool.attach(arguments[0], heartbeat_ms=10)
-                say("ready")
-                while True:
-                    pool.reserve(1000).abort()
-                """,
-                pool_path,
-            )
+            child = start_child(_LOCKS_AND_UNLOCKS, pool_path)
             child.expect("ready")
             for attempt in range(1000):
                 child.stop()

@@ -112,6 +112,12 @@ class Hosts {
     return clock;
   }
 
+  /// Every host is judged by what is seen of it from now on.
+  void forget_sights() {
+    const std::lock_guard guard(mutex_);
+    sights_ = {};
+  }
+
  private:
   static constexpr std::uint64_t kLongestPatienceMs = 3'600'000;
 

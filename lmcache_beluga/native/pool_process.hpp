@@ -46,6 +46,7 @@ class PoolProcess {
     const bool known = Joining<V>(context, hosts).take(certain, key_scheme);
     if (!known) requests.skip_all();
     recovery.run();
+    recovery.forget_the_wait();
   }
 
   enum class Beat { fine, formatted, taken_over };

@@ -27,14 +27,19 @@ class Recovery {
   /// The tick goes on where it stopped, so that recency outlives the processes; the lease epoch begins. Before
   /// anything else of a new control block is used.
   void start_clock() {
-    HostPage& page = *pool_.host(context_.host);
     ControlHeader& header = context_.header();
-    V::observe(Point::recovery, &page.heartbeat, kLine);
-    V::observe_fence(Point::recovery);
-    header.last_beat = context_.now_ms() - 1;  // so that the first heartbeat is one
-    header.tick_base = header.last_beat - std::max(V::load(&page.heartbeat.tick), 1u);  // 0 stands for none
+    resume_tick();
     header.lease_epoch = 1;
     V::store(&header.active_hosts, std::uint64_t{1} << context_.host);
+  }
+
+  /// Right before the first heartbeat. An election or a long recovery may have taken longer than dead_after: to the
+  /// other hosts, that much on this host's clock at once would mean that they themselves had stood still, and may have
+  /// been judged dead meanwhile (Heartbeat::peers_moved). So that time has not been, neither for the tick nor for what
+  /// this host has seen of the others.
+  void forget_the_wait() {
+    hosts_.forget_sights();
+    resume_tick();
   }
 
   /// Once the host page is this host's.
@@ -52,6 +57,15 @@ class Recovery {
   }
 
  private:
+  void resume_tick() {
+    const HostHeartbeat& beat = pool_.host(context_.host)->heartbeat;
+    ControlHeader& header = context_.header();
+    V::observe(Point::recovery, &beat, kLine);
+    V::observe_fence(Point::recovery);
+    header.last_beat = context_.now_ms() - 1;  // so that the first heartbeat is one
+    header.tick_base = header.last_beat - std::max(V::load(&beat.tick), 1u);  // 0 stands for none
+  }
+
   /// What this host wrote last may have been written on another machine: no line of it that lies in a cache here is
   /// trusted. Extent by extent, the rest follows.
   /// SYNC POINT: recovery (with every confirm of this host's earlier processes)

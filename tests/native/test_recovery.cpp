@@ -1,3 +1,6 @@
+#include <chrono>
+#include <stop_token>
+#include <thread>
 #include <vector>
 
 #include "small_pool.hpp"
@@ -235,6 +238,33 @@ void a_host_page_that_was_damaged_loses_nothing(const std::string& directory) {
   CHECK_EQ(p->pool->host(0)->identity.state, 1u);
 }
 
+/// As when a container comes back with a new /dev/shm: it waits for dead_after whether its host id is in use.
+void a_restart_that_has_to_wait_costs_other_hosts_no_lease(const std::string& directory) {
+  constexpr std::uint32_t kDeadAfterMs = 1500;
+  const auto pool = format(directory + "/pool", 2);
+  Process(pool, directory).put("key");
+  Process reader(pool, directory, 1, 1, true, kDeadAfterMs);
+  const std::shared_ptr<Lease> lease = reader.lease("key");
+  CHECK(lease);
+  std::jthread beats([&](std::stop_token stop) {
+    while (!stop.stop_requested()) {
+      reader.heartbeat.beat(0, 0);
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+  });
+  PoolProcess<Policy> again(pool, Process::control_block(directory + "/host0", *pool, true),
+                            Process::options(0, kDeadAfterMs), 1);
+  again.context.control->reset(*pool, 0);
+  const std::uint64_t began = again.context.now_ms();
+  again.start_host(false, 0);
+  CHECK(again.context.now_ms() - began >= kDeadAfterMs);
+  again.heartbeat.beat(0, 0);
+  beats.request_stop();
+  beats.join();
+  reader.heartbeat.beat(0, 0);
+  CHECK(reader.leases.valid(*lease));
+}
+
 void run(const std::string& directory) {
   chunks_survive(directory);
   half_written_slots_are_freed(directory);
@@ -249,6 +279,7 @@ void run(const std::string& directory) {
   an_extent_with_a_damaged_header_is_emptied(directory);
   no_lease_outlives_its_processes_and_recency_does(directory);
   a_host_page_that_was_damaged_loses_nothing(directory);
+  a_restart_that_has_to_wait_costs_other_hosts_no_lease(directory);
 }
 
 }  // namespace
