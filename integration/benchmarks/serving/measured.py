@@ -1,0 +1,56 @@
+"""What a run measured: the result file's schema."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request's. Times are seconds on the client's monotonic clock."""
+
+    #: From the beginning of the phase.
+    sent_s: float
+    #: To the first token, and to the last.
+    ttft_s: float
+    end_s: float
+    prompt_tokens: int
+    output_tokens: int
+    #: Which vLLM served it.
+    instance: int
+    #: Empty, or why there is no answer; the times mean nothing then.
+    error: str = ""
+
+    @property
+    def tpot_s(self) -> float:
+        """Per output token after the first; 0 where there is only one."""
+        return (
+            (self.end_s - self.ttft_s) / max(self.output_tokens - 1, 1)
+            if self.output_tokens > 1
+            else 0.0
+        )
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """One phase on one backend, once."""
+
+    backend: str
+    workload: str
+    name: str
+    #: Which repetition, from 0; all have different tokens.
+    repeat: int
+    concurrency: int
+    axes: dict[str, float]
+    answers: list[Answer]
+    #: From the first request sent to the last answer's end.
+    wall_s: float
+    #: Of vLLM, of LMCache's servers and of the tier's own processes (Redis, for instance).
+    cpu_s: dict[str, float] = field(default_factory=dict)
+    #: Of all prompts, and how many of them LMCache loaded instead of vLLM computing them.
+    #: None: cannot be told.
+    prompt_tokens: int = 0
+    loaded_tokens: int | None = None
+    #: What the tier got and gave. None: cannot be told.
+    stored_bytes: int | None = None
+    loaded_bytes: int | None = None
