@@ -19,6 +19,8 @@ from lmcache_beluga.gpu.cuda_runtime import CudaError, CudaRuntime
 from lmcache_beluga.gpu.device import THREADS, Memory
 
 _SOURCE = Path(__file__).with_name("fused_copy.cu")
+#: Of which the objects are kept.
+_STREAMS = 64
 
 
 class CudaDevice:
@@ -94,14 +96,15 @@ class CudaDevice:
                 flat = values.reshape(-1).to(torch.int64)
         return Memory(int(flat.data_ptr()), int(flat.numel()), flat)
 
-    def upload(self, words: npt.NDArray[Any], stream: int) -> Memory:
+    def upload(self, parts: Sequence[npt.NDArray[Any]], stream: int) -> Memory:
         torch = self._torch
+        count = sum(part.size for part in parts)
         with self._on(stream):
             # Pinned, so that the host need not wait for the stream; torch keeps it until then.
-            pinned = torch.empty(words.size, dtype=torch.int64, pin_memory=True)
-            pinned.numpy()[:] = words.view(np.int64)
+            pinned = torch.empty(count, dtype=torch.int64, pin_memory=True)
+            np.concatenate([part.view(np.int64) for part in parts], out=pinned.numpy())
             there = pinned.to(self._device, non_blocking=True)
-        return Memory(int(there.data_ptr()), words.size, there)
+        return Memory(int(there.data_ptr()), count, there)
 
     def fault(self) -> _Fault:
         return _Fault(self._torch.zeros(1, dtype=self._torch.int32, pin_memory=True))
@@ -109,12 +112,10 @@ class CudaDevice:
     def launch(
         self, kernel: str, width: int, blocks: int, arguments: Sequence[np.generic], stream: int
     ) -> None:
-        cupy = self._cupy
         with (
             self._torch.cuda.device(self._device),
             self._failures(kernel),
-            cupy.cuda.Device(self._index),
-            cupy.cuda.ExternalStream(stream, self._index),
+            self._cupy_stream(stream),
         ):
             _kernel(kernel, width)((blocks,), (THREADS,), tuple(arguments))
 
@@ -142,10 +143,18 @@ class CudaDevice:
             event.record(self._external(stream))
         return _Event(event)
 
+    # Making these objects takes as long as launching a kernel; a stream is used again and again.
+    # (The cache keeps this object alive; it lives as long as its process anyway.)
+
+    @functools.lru_cache(maxsize=_STREAMS)  # noqa: B019
     def _external(self, stream: int) -> Any:
         if stream == 0:
             return self._torch.cuda.default_stream(self._device)
         return self._torch.cuda.ExternalStream(stream, device=self._device)
+
+    @functools.lru_cache(maxsize=_STREAMS)  # noqa: B019
+    def _cupy_stream(self, stream: int) -> Any:
+        return self._cupy.cuda.ExternalStream(stream, self._index)
 
     @contextmanager
     def _on(self, stream: int) -> Iterator[None]:

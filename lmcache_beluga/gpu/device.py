@@ -78,8 +78,8 @@ class Device(Protocol):
         """
         ...
 
-    def upload(self, words: npt.NDArray[Any], stream: int) -> Memory:
-        """64-bit words to the GPU, in the order of the stream."""
+    def upload(self, parts: Sequence[npt.NDArray[Any]], stream: int) -> Memory:
+        """64-bit words to the GPU, one part after the other, in the order of the stream."""
         ...
 
     def fault(self) -> Fault: ...

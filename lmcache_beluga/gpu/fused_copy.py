@@ -215,15 +215,21 @@ class FusedCopy:
         each = -(-nbytes // width)
         total = each * _count(targets)
         arguments = (total, nbytes, each, magic_of(each, total))
-        there = [one if isinstance(one, Memory) else device.upload(one, stream) for one in sides]
+        there = [one for one in sides if not isinstance(one, Memory)]
+        uploaded = device.upload(there, stream) if there else None
+        at = uploaded.address if uploaded else 0
+        places = []
+        for one in sides:
+            places.append(one.address if isinstance(one, Memory) else at)
+            at += 0 if isinstance(one, Memory) else 8 * one.size
         device.launch(
             "copy_fragments",
             width,
             self._thread_blocks(thread_blocks, nbytes, -(-total // TILE)),
-            [np.uint64(number) for number in (*(one.address for one in there), *arguments)],
+            [np.uint64(number) for number in (*places, *arguments)],
             stream,
         )
-        return self._remember(Transfer(device.record(stream), there))
+        return self._remember(Transfer(device.record(stream), (sides, uploaded)))
 
     def _paged(
         self,
@@ -253,7 +259,7 @@ class FusedCopy:
         table = ChunkTable.of(cache, pieces)
         layers = np.array(cache.layers, dtype=np.uint64)
         parts = [table.words, layers] if isinstance(ids, Memory) else [table.words, layers, ids]
-        words = device.upload(np.concatenate(parts), handle)
+        words = device.upload(parts, handle)
         layers_at = words.address + 8 * table.words.size
         ids_at = ids.address if isinstance(ids, Memory) else layers_at + 8 * layers.size
         fault = device.fault() if isinstance(ids, Memory) else None

@@ -107,9 +107,9 @@ class CpuDevice:
             return None
         return Memory(values.array.ctypes.data, values.array.size, values.array)
 
-    def upload(self, words: np.ndarray, stream: int) -> Memory:
+    def upload(self, parts: Sequence[np.ndarray], stream: int) -> Memory:
         self._note("upload", stream)
-        there = words.copy()
+        there = np.concatenate(parts)
         return Memory(there.ctypes.data, there.size, there)
 
     def fault(self) -> CpuFault:
