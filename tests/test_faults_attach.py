@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import Child, wait_until
 
 from lmcache_beluga import (
+    BelugaError,
     ChunkTooLargeError,
     CorruptPoolError,
     HalfFormattedError,
@@ -29,6 +31,7 @@ from lmcache_beluga import (
     PoolMissingError,
     PoolTruncatedError,
     PoolUuidError,
+    PutResult,
     RecordTooLargeError,
     VersionMismatchError,
 )
@@ -492,6 +495,20 @@ def test_another_dev_shm_with_the_same_host_id(pool_path: Path, shm_dir: Path) -
             with pytest.raises(HostInUseError, match="host id 1"):
                 Pool.attach(pool_path, host_id=1)
     Pool.attach(pool_path, control_dir=str(elsewhere)).close()
+
+
+@pytest.mark.parametrize("refused", [{"key_scheme": "other"}, {"copy_threads": 100_000}])
+def test_a_refused_process_leaves_nothing_behind(pool_path: Path, refused: dict[str, Any]) -> None:
+    info = Pool.format(pool_path, size=8 * MIB, key_scheme="this")
+    with pytest.raises(BelugaError):
+        Pool.attach(pool_path, **{"key_scheme": "this"} | refused)
+    assert control_blocks(info) == []
+    with Pool.attach(pool_path, key_scheme="this") as pool:
+        with pytest.raises(BelugaError):
+            Pool.attach(pool_path, **{"key_scheme": "this"} | refused)
+        assert len(control_blocks(info)) == 1
+        assert pool.put(b"key", b"x") is PutResult.STORED
+    assert control_blocks(info) == []
 
 
 def test_too_many_processes(pool_path: Path) -> None:

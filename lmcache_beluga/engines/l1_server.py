@@ -74,8 +74,6 @@ def _open(settings: Settings, options: argparse.Namespace) -> Pool:
     try:
         return Pool.open(**arguments)
     except KeySchemeError as error:
-        # Who is refused leaves a control file behind; the last to leave in order takes it away.
-        Pool.open(**{**arguments, "key_scheme": None}).close()
         raise KeySchemeError(f"{error}. {ADVICE}") from None
 
 

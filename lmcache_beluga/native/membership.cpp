@@ -120,6 +120,15 @@ void await_the_dead(const ControlBlock& control, std::uint32_t dead_after_ms) {
 
 }  // namespace
 
+Membership::~Membership() {
+  if (!first || !initialising.held()) return;
+  try {
+    if (control->linked() && !anybody_alive(*control)) unlink(control->path().c_str());
+  } catch (const std::exception&) {
+    // It is taken along by the next one who leaves in order.
+  }
+}
+
 bool process_has_ended(ProcessEntry& entry, std::uint32_t dead_after_ms) {
   if (entry.pid_namespace == own_pid_namespace()) {
     const int says = pidfd_says(entry.pid);

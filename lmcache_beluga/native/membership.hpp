@@ -10,7 +10,14 @@ namespace beluga {
 
 /// This process's membership in a host: the locks that say it is alive, its process entry, and whether it is
 /// the host's first process, which has to recover.
+///
+/// Given up before its recovery has finished, a first process takes the control block that it began along.
 struct Membership {
+  Membership() = default;
+  Membership(Membership&&) noexcept = default;
+  Membership& operator=(Membership&&) noexcept = default;
+  ~Membership();
+
   std::shared_ptr<ControlBlock> control;
   RangeLock attached;      // shared, on the pool: this host id is in use on this machine
   RangeLock initialising;  // exclusive, on the control block, until recovery has finished
