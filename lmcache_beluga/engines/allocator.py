@@ -17,8 +17,8 @@ from lmcache_beluga.reservation import Reservation
 from lmcache_beluga.view import View
 
 if TYPE_CHECKING:
+    from lmcache_beluga.engines.engine_reach import EngineReach
     from lmcache_beluga.engines.gpu_pipeline import GpuPipeline
-    from lmcache_beluga.engines.reach import Reach
     from lmcache_beluga.pool import Pool
 
 WAIT_S = 5.0
@@ -29,7 +29,7 @@ class PoolAllocator(MemoryAllocatorInterface):  # type: ignore[misc]
     """Makes PoolMemoryObj objects, over free slots for stores and over leased chunks for reads,
     and takes back what they held."""
 
-    def __init__(self, pool: Pool, trouble: TroubleLog, reach: Reach, hooked: bool) -> None:
+    def __init__(self, pool: Pool, trouble: TroubleLog, reach: EngineReach, hooked: bool) -> None:
         """``hooked``: LMCache's transfers of these objects come by here, see lmcache_hooks."""
         self.hooked = hooked
         self._pool = pool

@@ -13,7 +13,7 @@ from lmcache_beluga.errors import UnsupportedError
 if TYPE_CHECKING:
     import torch
 
-    from lmcache_beluga.engines.reach import Reach
+    from lmcache_beluga.engines.engine_reach import EngineReach
 
 
 class BelugaFirstTier(BelugaBackend):
@@ -32,7 +32,7 @@ class BelugaFirstTier(BelugaBackend):
 
     use_hot = True
 
-    def _connect(self, device: torch.device, prefault: bool) -> Reach:
+    def _connect(self, device: torch.device, prefault: bool) -> EngineReach:
         reach = super()._connect(device, prefault)
         if not reach.possible:
             reach.close()

@@ -21,10 +21,10 @@ from lmcache_beluga.config import Settings
 from lmcache_beluga.engines import lmcache_hooks
 from lmcache_beluga.engines.allocator import PoolAllocator
 from lmcache_beluga.engines.clearing import remove_chunks_of
+from lmcache_beluga.engines.engine_reach import EngineReach
 from lmcache_beluga.engines.layerwise_gaps import storing_after_a_gap
 from lmcache_beluga.engines.layout import Layout, LayoutCodec
 from lmcache_beluga.engines.prefix_depths import PrefixDepths
-from lmcache_beluga.engines.reach import Reach
 from lmcache_beluga.engines.reader import ChunkReader
 from lmcache_beluga.engines.trouble import TroubleLog, logger
 from lmcache_beluga.engines.vllm_version import moves_half
@@ -130,9 +130,9 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
             local.get_allocator_backend = lambda: own() if local.use_hot else self
         return bool(gathers)
 
-    def _connect(self, device: torch.device, prefault: bool) -> Reach:
+    def _connect(self, device: torch.device, prefault: bool) -> EngineReach:
         # Layerwise connectors launch the copies of a layer, and do not wait for those of the last.
-        reach = Reach(self._pool, device, self.config.use_layerwise, everything=prefault)
+        reach = EngineReach(self._pool, device, self.config.use_layerwise, everything=prefault)
         if not reach.possible and self.local_cpu_backend is None:
             self._pool.close()
             raise UnsupportedError(

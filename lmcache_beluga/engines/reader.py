@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lmcache.utils import CacheEngineKey
     from lmcache.v1.storage_backend.local_cpu_backend import LocalCPUBackend
 
-    from lmcache_beluga.engines.reach import Reach
+    from lmcache_beluga.engines.engine_reach import EngineReach
     from lmcache_beluga.pool import Pool, View
 
 
@@ -29,7 +29,7 @@ class ChunkReader:
         codec: LayoutCodec,
         allocator: PoolAllocator,
         trouble: TroubleLog,
-        reach: Reach,
+        reach: EngineReach,
     ) -> None:
         self._pool = pool
         self._codec = codec

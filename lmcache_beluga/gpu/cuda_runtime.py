@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 from pathlib import Path
+from typing import Any
 
 #: Usable by all devices' contexts, and mapped into their address spaces (driver_types.h).
 _PORTABLE, _MAPPED = 1, 2
@@ -35,23 +36,25 @@ class CudaRuntime:
             raise OSError("torch finds no CUDA device")
         torch.cuda.init()
         self._device = device
+        # Leaves the thread on the GPU that it was found on: it may be between two copies there.
+        self._on: Any = torch.cuda.device
         self._library = ctypes.CDLL(_loaded_library())
         self._library.cudaGetErrorString.restype = ctypes.c_char_p
 
     def host_register(self, address: int, nbytes: int) -> None:
         """Pins pages and lets every GPU reach them at the same addresses. Raises CudaError."""
-        self.call("cudaSetDevice", ctypes.c_int(self._device))
-        self.call(
-            "cudaHostRegister",
-            ctypes.c_void_p(address),
-            ctypes.c_size_t(nbytes),
-            ctypes.c_uint(_PORTABLE | _MAPPED),
-        )
+        with self._on(self._device):
+            self.call(
+                "cudaHostRegister",
+                ctypes.c_void_p(address),
+                ctypes.c_size_t(nbytes),
+                ctypes.c_uint(_PORTABLE | _MAPPED),
+            )
 
     def host_unregister(self, address: int) -> None:
         """Undoes ``host_register``; waits for the GPUs' work. Raises CudaError."""
-        self.call("cudaSetDevice", ctypes.c_int(self._device))
-        self.call("cudaHostUnregister", ctypes.c_void_p(address))
+        with self._on(self._device):
+            self.call("cudaHostUnregister", ctypes.c_void_p(address))
 
     @property
     def version(self) -> int:

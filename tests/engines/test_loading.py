@@ -9,7 +9,7 @@ import pytest
 import torch
 from engine_harness import CHUNK, Engine, Group, assert_same_bytes, prompt
 
-from lmcache_beluga.engines.reach import Reach
+from lmcache_beluga.engines.engine_reach import EngineReach
 
 Start = Callable[..., Engine]
 
@@ -164,7 +164,7 @@ def test_copies_for_a_gpu_that_cannot_reach_the_pool(
 ) -> None:
     """LMCache's GPU connectors need memory that CUDA knows: LMCache's own."""
     storing, loading = start(**MODES[mode]), start(**MODES[mode])
-    monkeypatch.setattr(Reach, "possible", False)
+    monkeypatch.setattr(EngineReach, "possible", False)
     tokens = prompt(3 * CHUNK, seed=1)
     kv = storing.store(tokens, seed=1)
     loading.expect_hit(tokens, kv, "request")

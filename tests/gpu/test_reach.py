@@ -10,8 +10,8 @@ import pytest
 import torch
 from recording_runtime import RecordingRuntime
 
-from lmcache_beluga.engines import reach
-from lmcache_beluga.engines.reach import Reach
+from lmcache_beluga.engines import engine_reach
+from lmcache_beluga.engines.engine_reach import EngineReach
 from lmcache_beluga.pool import Pool
 
 GPU = torch.device("cuda:0")
@@ -25,14 +25,14 @@ def pool_of(path: Path, **options: Any) -> Pool:
     return pool
 
 
-def covers(pool: Pool, way: Reach) -> bool:
+def covers(pool: Pool, way: EngineReach) -> bool:
     with pool.get(b"chunk") as view:
         return way.covers(view)
 
 
 def test_a_cpu_reaches_everything(pool_path: Path) -> None:
     with pool_of(pool_path) as pool:
-        way = Reach(pool, torch.device("cpu"), drops_early=False)
+        way = EngineReach(pool, torch.device("cpu"), drops_early=False)
         assert way.possible and covers(pool, way)
         way.settle()
         way.close()
@@ -40,9 +40,9 @@ def test_a_cpu_reaches_everything(pool_path: Path) -> None:
 
 def test_a_gpu_reaches_what_is_registered(pool_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = RecordingRuntime()
-    monkeypatch.setattr(reach, "CudaRuntime", lambda device: runtime)
+    monkeypatch.setattr(engine_reach, "CudaRuntime", lambda device: runtime)
     with pool_of(pool_path) as pool:
-        way = Reach(pool, GPU, drops_early=False)
+        way = EngineReach(pool, GPU, drops_early=False)
         assert way.possible and covers(pool, way)
         assert runtime.registered
         way.close()
@@ -52,9 +52,9 @@ def test_a_gpu_reaches_what_is_registered(pool_path: Path, monkeypatch: pytest.M
 def test_a_refusal_ends_it(
     pool_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(reach, "CudaRuntime", lambda device: RecordingRuntime(refuse=0))
+    monkeypatch.setattr(engine_reach, "CudaRuntime", lambda device: RecordingRuntime(refuse=0))
     with pool_of(pool_path) as pool:
-        way = Reach(pool, GPU, drops_early=False)
+        way = EngineReach(pool, GPU, drops_early=False)
         assert not covers(pool, way)
         assert not way.possible
         assert "memlock" in caplog.text
@@ -67,9 +67,9 @@ def test_without_a_runtime_chunks_are_copied(
     def missing(device: int) -> RecordingRuntime:
         raise OSError("no CUDA runtime (libcudart) is loaded in this process")
 
-    monkeypatch.setattr(reach, "CudaRuntime", missing)
+    monkeypatch.setattr(engine_reach, "CudaRuntime", missing)
     with pool_of(pool_path) as pool:
-        way = Reach(pool, GPU, drops_early=False)
+        way = EngineReach(pool, GPU, drops_early=False)
         assert not way.possible and not covers(pool, way)
         assert "no CUDA runtime" in caplog.text
         way.close()
@@ -80,9 +80,9 @@ def test_files_of_several_hosts_are_not_registered(
 ) -> None:
     """Another host gives the pages of its empty extents back, and knows of no GPU."""
     runtime = RecordingRuntime()
-    monkeypatch.setattr(reach, "CudaRuntime", lambda device: runtime)
+    monkeypatch.setattr(engine_reach, "CudaRuntime", lambda device: runtime)
     with pool_of(pool_path, max_hosts=2, visibility="noncoherent") as pool:
-        way = Reach(pool, GPU, drops_early=False)
+        way = EngineReach(pool, GPU, drops_early=False)
         assert not way.possible and not covers(pool, way)
         assert runtime.calls == []
         assert "another host" in caplog.text
