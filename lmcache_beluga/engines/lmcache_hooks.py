@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -29,20 +30,6 @@ from lmcache_beluga.engines import transfer
 
 TESTED = ("0.5.6",)
 
-_MOVES = ("memory_objs", "starts", "ends", "kwargs")
-_CONNECTORS = (VLLMPagedMemGPUConnectorV2, VLLMPagedMemGPUConnectorV3)
-_PARAMETERS: dict[tuple[type, str], tuple[str, ...]] = {
-    (StorageManager, "_get_allocator_backend"): ("config",),
-    (LMCacheEngine, "retrieve"): ("tokens", "mask", "kwargs"),
-    **{
-        (cls, name): _MOVES
-        for cls in _CONNECTORS
-        for name in ("batched_to_gpu", "batched_from_gpu")
-    },
-}
-WRAPPED = tuple(f"{cls.__name__}.{name}" for cls, name in _PARAMETERS)
-"""Names of the methods, for the log."""
-
 _verdict = transfer.Verdict()
 _installed = False
 
@@ -55,15 +42,12 @@ def install() -> str:
     found = version("lmcache").partition("+")[0]
     if found not in TESTED:
         return f"LMCache {found} is not one of {', '.join(TESTED)}"
-    for (cls, name), parameters in _PARAMETERS.items():
+    for cls, name, parameters, _ in _METHODS:
         method = getattr(cls, name, None)
         if method is None or tuple(inspect.signature(method).parameters)[1:] != parameters:
             return f"{cls.__name__}.{name} is not as it was in LMCache {TESTED[-1]}"
-    _wrap(StorageManager, "_get_allocator_backend", _get_allocator_backend)
-    _wrap(LMCacheEngine, "retrieve", _retrieve)
-    for connector in _CONNECTORS:
-        _wrap(connector, "batched_to_gpu", _batched_to_gpu)
-        _wrap(connector, "batched_from_gpu", _batched_from_gpu)
+    for cls, name, _, wrapper in _METHODS:
+        _wrap(cls, name, wrapper)
     _installed = True
     return ""
 
@@ -116,3 +100,17 @@ def _retrieve(self: Any, stock: Any, tokens: Any, mask: Any = None, **kwargs: An
         with torch.inference_mode():
             loaded[_verdict.first_lost :] = False
     return loaded
+
+
+_MOVES = ("memory_objs", "starts", "ends", "kwargs")
+_METHODS: tuple[tuple[type, str, tuple[str, ...], Callable[..., Any]], ...] = (
+    (StorageManager, "_get_allocator_backend", ("config",), _get_allocator_backend),
+    (LMCacheEngine, "retrieve", ("tokens", "mask", "kwargs"), _retrieve),
+    (VLLMPagedMemGPUConnectorV2, "batched_to_gpu", _MOVES, _batched_to_gpu),
+    (VLLMPagedMemGPUConnectorV2, "batched_from_gpu", _MOVES, _batched_from_gpu),
+    (VLLMPagedMemGPUConnectorV3, "batched_to_gpu", _MOVES, _batched_to_gpu),
+    (VLLMPagedMemGPUConnectorV3, "batched_from_gpu", _MOVES, _batched_from_gpu),
+)
+"""Whose, which, with which parameters, and what is called instead."""
+WRAPPED = tuple(f"{cls.__name__}.{name}" for cls, name, _, _ in _METHODS)
+"""Names of the methods, for the log."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lmcache.v1.memory_management import MemoryObj
 
     from lmcache_beluga.engines.allocator import PoolAllocator
+    from lmcache_beluga.engines.gpu_pipeline import GpuPipeline
 
 Move = Callable[..., None]
 
@@ -51,10 +52,8 @@ def load(
     SYNC POINT: after transfer. The copies are complete; a lease that still holds now held while
     they ran.
     """
-    pipeline = allocator.pipeline
-    if pipeline is None or not (
-        pipeline.takes(objs) and pipeline.load(connector, objs, starts, ends, **kwargs)
-    ):
+    pipeline = _pipeline(allocator, objs)
+    if pipeline is None or not pipeline.load(connector, objs, starts, ends, **kwargs):
         stock(connector, objs, starts, ends, **kwargs)
     if verdict.awaited:
         for obj, start in zip(objs, starts, strict=False):
@@ -72,8 +71,12 @@ def store(
     **kwargs: Any,
 ) -> None:
     """Copies paged KV to slots; on return all of it is there, and a slot may be committed."""
-    pipeline = allocator.pipeline
-    if pipeline is None or not (
-        pipeline.takes(objs) and pipeline.store(connector, objs, starts, ends, **kwargs)
-    ):
+    pipeline = _pipeline(allocator, objs)
+    if pipeline is None or not pipeline.store(connector, objs, starts, ends, **kwargs):
         stock(connector, objs, starts, ends, **kwargs)
+
+
+def _pipeline(allocator: PoolAllocator, objs: Sequence[PoolMemoryObj]) -> GpuPipeline | None:
+    """What moves these; None: the connector by itself."""
+    pipeline = allocator.pipeline
+    return pipeline if pipeline is not None and pipeline.takes(objs) else None

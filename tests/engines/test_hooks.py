@@ -115,7 +115,7 @@ def test_memory_that_cuda_refuses_later_is_copied(
     tokens = prompt(3 * CHUNK, seed=1)
     engine.store(tokens, seed=1)
     reach = engine.backend._reach
-    monkeypatch.setattr(reach, "_everything", False)  # a GPU's, without a registration
+    monkeypatch.setattr(reach, "_all", False)  # a GPU's, without a registration
     assert not reach.possible
     copies = copied(monkeypatch)
     more = prompt(3 * CHUNK, seed=2)
@@ -170,10 +170,12 @@ def test_a_version_that_was_not_tested(
 def test_a_method_that_has_changed(
     start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changed = dict(lmcache_hooks._PARAMETERS)
-    changed[lmcache_hooks.LMCacheEngine, "retrieve"] = ("tokens", "mask", "stream", "kwargs")
+    changed = [
+        (cls, name, (*parameters, "stream") if name == "retrieve" else parameters, wrapper)
+        for cls, name, parameters, wrapper in lmcache_hooks._METHODS
+    ]
     monkeypatch.setattr(lmcache_hooks, "_installed", False)
-    monkeypatch.setattr(lmcache_hooks, "_PARAMETERS", changed)
+    monkeypatch.setattr(lmcache_hooks, "_METHODS", changed)
     engine = start()
     assert "LMCacheEngine.retrieve is not as it was" in said(caplog)
     assert not engine.backend.gathers_in_pool
