@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from lmcache_beluga.cli.bench_processes import Crew, crew
 from lmcache_beluga.cli.bench_report import Bar, BenchError, Progress, Section
 from lmcache_beluga.cli.bench_scratch import require
 from lmcache_beluga.pool import Pool
@@ -51,14 +47,19 @@ def run(folder: Path, quick: bool, progress: Progress) -> Section:
         cases.append((f"one process on each of {gpus} GPUs", list(range(gpus))))
     for title, places in cases:
         progress(title)
-        with _processes(path, places) as ask:
+        arguments = [[str(path), str(gpu), str(_CHUNK), str(_CHUNKS)] for gpu in places]
+        with crew(_WORKER, arguments, _PATIENCE_S) as processes:
+
+            def rate(what: str, processes: Crew = processes) -> float:
+                return sum(float(answer) for answer in processes.ask(f"{what} {seconds}"))
+
             for way in ("load", "store"):
                 totals: list[float] = []
                 shares: list[float] = []
                 for _ in range(rounds):
                     # What is the limit for so many at once is measured the same way.
-                    limit = sum(ask(f"pinned {way} {seconds}"))
-                    totals.append(sum(ask(f"{way} {seconds}")))
+                    limit = rate(f"pinned {way}")
+                    totals.append(rate(way))
                     shares.append(totals[-1] / limit)
                 note = f"of {statistics.median(totals) / statistics.median(shares):.1f} GB/s pinned"
                 section.add(f"{way}, {title}", totals, "GB/s", note=note)
@@ -76,64 +77,3 @@ def _compare(section: Section, cases: list[tuple[str, list[int]]]) -> None:
             buses = len(set(places))
             ratios = [total / alone / buses for total in section.samples[f"{way}, {title}"]]
             section.add(f"{way}, {title} / one process", ratios, "x")
-
-
-@contextlib.contextmanager
-def _processes(path: Path, places: list[int]) -> Iterator[_Ask]:
-    """A process on each of these GPUs; yields what lets all of them do the same at once."""
-    command = [sys.executable, "-P", "-m", _WORKER, str(path)]
-    workers: list[subprocess.Popen[str]] = []
-
-    def kill() -> None:
-        for worker in workers:
-            worker.kill()
-
-    watchdog = threading.Timer(_PATIENCE_S, kill)
-    watchdog.start()
-    try:
-        for gpu in places:
-            workers.append(
-                subprocess.Popen(
-                    [*command, str(gpu), str(_CHUNK), str(_CHUNKS)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-            )
-        ask = _Ask(workers)
-        ask.answers()
-        yield ask
-        for worker in workers:
-            worker.communicate()
-            if worker.returncode != 0:
-                raise BenchError(f"a process ended with {worker.returncode}")
-    finally:
-        watchdog.cancel()
-        kill()
-        for worker in workers:
-            worker.wait()
-
-
-class _Ask:
-    """Has all processes do the same at the same time; gigabytes per second of each."""
-
-    def __init__(self, workers: list[subprocess.Popen[str]]) -> None:
-        self._workers = workers
-
-    def __call__(self, what: str) -> list[float]:
-        for worker in self._workers:
-            assert worker.stdin is not None
-            worker.stdin.write(what + "\n")
-            worker.stdin.flush()
-        return [float(answer) for answer in self.answers()]
-
-    def answers(self) -> list[str]:
-        """A line of each. Raises BenchError when one has ended instead."""
-        lines = []
-        for worker in self._workers:
-            assert worker.stdout is not None
-            line = worker.stdout.readline()
-            if not line:
-                raise BenchError("a process ended too early, see what it printed")
-            lines.append(line)
-        return lines

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
-from lmcache_beluga.cli.bench_report import Bar, BenchError, Progress, Section
+from lmcache_beluga.cli.bench_processes import crew
+from lmcache_beluga.cli.bench_report import Bar, Progress, Section
 from lmcache_beluga.cli.bench_scratch import require
 from lmcache_beluga.pool import Pool
 
@@ -105,49 +103,10 @@ def _hammer(
     Raises:
         BenchError: one of them failed, and said so on stderr, or hung and was killed.
     """
-    command = [sys.executable, "-P", "-m", _WORKER, str(path)]  # not from the working directory
-    workers: list[subprocess.Popen[str]] = []
-
-    def kill() -> None:
-        for worker in workers:
-            worker.kill()
-
-    watchdog = threading.Timer(_PATIENCE_S + 2 * sum(seconds for _, seconds in phases), kill)
-    watchdog.start()
-    try:
-        for seed in range(processes):
-            workers.append(
-                subprocess.Popen(
-                    [*command, str(seed), str(_KEYS), str(_CHUNK)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-            )
-        for worker in workers:
-            _answer(worker)
-        results: dict[str, list[dict[str, Any]]] = {}
-        for phase, seconds in phases:
-            for worker in workers:
-                assert worker.stdin is not None
-                worker.stdin.write(f"{phase} {seconds}\n")
-                worker.stdin.flush()
-            results[phase] = [json.loads(_answer(worker)) for worker in workers]
-        for worker in workers:
-            worker.communicate()
-            if worker.returncode != 0:
-                raise BenchError(f"a process of the hammer ended with {worker.returncode}")
-        return results
-    finally:
-        watchdog.cancel()
-        kill()
-        for worker in workers:
-            worker.wait()
-
-
-def _answer(worker: subprocess.Popen[str]) -> str:
-    assert worker.stdout is not None
-    line = worker.stdout.readline()
-    if not line:
-        raise BenchError("a process of the hammer ended too early")
-    return line
+    arguments = [[str(path), str(seed), str(_KEYS), str(_CHUNK)] for seed in range(processes)]
+    patience = _PATIENCE_S + 2 * sum(seconds for _, seconds in phases)
+    with crew(_WORKER, arguments, patience) as members:
+        return {
+            phase: [json.loads(answer) for answer in members.ask(f"{phase} {seconds}")]
+            for phase, seconds in phases
+        }
