@@ -68,6 +68,7 @@ class Requests {
  private:
   static constexpr std::uint32_t kPollMs = 1;
   enum class Answer { asked, full, hopeless, busy };
+  enum class Room { enough, none_yet, none };
 
   static std::uint32_t lowest(std::uint64_t hosts) { return static_cast<std::uint32_t>(__builtin_ctzll(hosts)); }
 
@@ -76,7 +77,9 @@ class Requests {
     if (!lock) return Answer::busy;
     HostPage& page = *pool_.host(context_.host);
     const std::uint64_t head = V::load(&page.ring_head);
-    if (const Answer room = room_for(head); room != Answer::asked) return room;
+    if (const Room room = room_for(head); room != Room::enough) {
+      return room == Room::none_yet ? Answer::full : Answer::hopeless;
+    }
     OwnerRequest& entry = page.ring[head % kRingEntries];
     V::store(&entry.generation, generation);
     V::store(&entry.slot, slot);
@@ -89,8 +92,8 @@ class Requests {
   }
 
   /// Has every live host read the entry that is to be overwritten?
-  Answer room_for(std::uint64_t head) {
-    if (head < kRingEntries) return Answer::asked;
+  Room room_for(std::uint64_t head) {
+    if (head < kRingEntries) return Room::enough;
     const std::uint64_t others = context_.active_hosts() & ~(std::uint64_t{1} << context_.host);
     // SYNC POINT: acknowledge (with serve_host)
     for (std::uint64_t rest = others; rest; rest &= rest - 1) {
@@ -98,17 +101,17 @@ class Requests {
       hosts_.observe_clock(lowest(rest));
     }
     V::observe_fence(Point::acknowledge);
-    Answer answer = Answer::asked;
+    Room room = Room::enough;
     for (std::uint64_t rest = others; rest; rest &= rest - 1) {
       const std::uint64_t read = V::load(&pool_.host(lowest(rest))->acknowledged[context_.host]);
       if (head - read < kRingEntries) continue;
       const typename Hosts<V>::Clock clock = hosts_.judge(lowest(rest));
       if (!clock.live) continue;
-      answer = Answer::full;
+      room = Room::none_yet;
       // Requests are read at heartbeats, and it has missed one.
-      if (clock.silent_ms > 2 * context_.options.heartbeat_ms) return Answer::hopeless;
+      if (clock.silent_ms > 2 * context_.options.heartbeat_ms) return Room::none;
     }
-    return answer;
+    return room;
   }
 
   std::uint64_t serve_host(std::uint32_t h) {

@@ -2,56 +2,35 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <cstring>
-#include <mutex>
 #include <string>
-#include <thread>
-#include <unordered_map>
 #include <utility>
 
-#include "membership.hpp"
+#include "closure.hpp"
 #include "payload_transfer.hpp"
+#include "pins.hpp"
 #include "pool_core.hpp"
-#include "pool_process.hpp"
+#include "presence.hpp"
 #include "walk.hpp"
 
 namespace beluga {
 
-struct PrintHash {
-  std::size_t operator()(const Fingerprint& print) const noexcept { return print.lo; }
-};
-
-/// A process's handle on a pool: the protocols put together, and the heartbeat that keeps them going.
+/// A process's handle on a pool: what callers may do with chunks, on top of the protocols.
 template <VisibilityPolicy V>
 class Store final : public PoolCore {
  public:
   Store(std::shared_ptr<PoolMemory> pool, Membership member, const AttachOptions& options, std::uint64_t key_scheme)
-      : member_(std::move(member)),
-        self_(std::move(pool), member_.control, options, member_.process),
+      : self_(std::move(pool), member.control, options, member.process),
+        presence_(std::move(member), self_, closure_),
         walk_(self_.context, self_.index, self_.hosts, self_.slots, self_.extents),
         copier_(options.copy_threads) {
-    ProcessEntry& entry = context_.control->process(context_.process - 1);
-    if (member_.first) {
-      self_.start_host(host_id_is_certain(), key_scheme);
-    } else {
-      hosts_.refresh_active();
-      // The processes before this one may not have known how prompts are hashed (a command-line tool, say).
-      if (key_scheme && V::load(&context_.pool->host(context_.host)->identity.key_scheme) == 0) {
-        publish_identity<V>(context_, HostState::member, key_scheme);
-      }
-      // Also an orderly process may have left a closed chunk that others lease.
-      bury(context_.process - 1, slots_.patience());
-    }
-    describe_process(entry);
-    beat();
-    member_.initialising.release();
-    heartbeat_ = std::thread([this] { run_heartbeat(); });
+    presence_.enter(key_scheme);
+    presence_.start([this] { pins_.lapse(); });
   }
 
   ~Store() override {
     close();
-    if (context_.forks == fork_generation()) leave();
+    if (context_.forks == fork_generation()) presence_.leave();
   }
 
   const HostContext& context() const noexcept override { return context_; }
@@ -101,7 +80,7 @@ class Store final : public PoolCore {
 
   bool valid(Lease& lease) noexcept override {
     if (context_.forks != fork_generation()) return false;
-    if (closed_.load(std::memory_order_acquire) || !leases_.valid(lease)) return false;
+    if (closure_.is_shut() || !leases_.valid(lease)) return false;
     return !context_.options.verify || lease.checksum == 0 || still_whole(lease);
   }
 
@@ -115,7 +94,7 @@ class Store final : public PoolCore {
     hosts_.keep_active_fresh();
     std::vector<std::shared_ptr<Lease>> leases;
     leases_.acquire(keys.prints, [&](std::size_t i) { return keys.record(i); }, true, leases);
-    const std::size_t n = keep_pinned(keys, leases);
+    const std::size_t n = pins_.keep(keys.prints, leases);
     count_lookup(keys.size(), n);
     return n;
   }
@@ -126,38 +105,19 @@ class Store final : public PoolCore {
     std::vector<std::shared_ptr<Lease>> leases;
     leases_.acquire(keys.prints, [&](std::size_t i) { return keys.record(i); }, false, leases);
     for (std::size_t i = 0; i < leases.size(); ++i) pinned[i] = leases[i] != nullptr;
-    count_lookup(keys.size(), keep_pinned(keys, leases));
+    count_lookup(keys.size(), pins_.keep(keys.prints, leases));
   }
 
   bool unpin(const Fingerprint& print) noexcept override {
-    if (context_.forks != fork_generation()) return false;
-    std::lock_guard guard(pins_mutex_);
-    const auto it = pins_.find(print);
-    if (it == pins_.end()) return false;
-    --pin_count_;
-    if (--it->second.count == 0) {
-      leases_.release(it->second.lease);
-      pins_.erase(it);
-    }
-    return true;
+    return context_.forks == fork_generation() && pins_.unpin(print);
   }
 
   bool pinned(const Fingerprint& print) const noexcept override {
-    if (context_.forks != fork_generation()) return false;
-    std::lock_guard guard(pins_mutex_);
-    return pins_.contains(print);
+    return context_.forks == fork_generation() && pins_.pinned(print);
   }
 
   std::size_t unpin_all() noexcept override {
-    if (context_.forks != fork_generation()) return 0;
-    std::lock_guard guard(pins_mutex_);
-    const std::size_t n = pin_count_;
-    std::vector<std::shared_ptr<Lease>> leases;
-    for (auto& [print, pin] : pins_) leases.push_back(std::move(pin.lease));
-    leases_.release(leases);
-    pins_.clear();
-    pin_count_ = 0;
-    return n;
+    return context_.forks == fork_generation() ? pins_.unpin_all() : 0;
   }
 
   Refusal reserve(std::uint64_t size, Slot& slot) override {
@@ -167,7 +127,7 @@ class Store final : public PoolCore {
     Refusal refusal = Refusal::busy;
     try {
       check_standing();
-      if (retiring_.load(std::memory_order_seq_cst)) throw Error(ErrorKind::pool_closed, kRetired);
+      if (retiring_.load(std::memory_order_seq_cst)) throw Error(ErrorKind::pool_closed, Closure::kRetired);
       hosts_.keep_active_fresh();
       refusal = self_.eviction.allocate(size, slot);
     } catch (...) {
@@ -322,20 +282,18 @@ class Store final : public PoolCore {
     check_standing();
     retiring_.store(true, std::memory_order_seq_cst);
     // Under the initialisation lock: nobody joins this host meanwhile.
-    const int fd = context_.control->fd();
     const auto deadline =
         std::chrono::steady_clock::now() + std::chrono::milliseconds(context_.options.open_timeout_ms);
-    const auto lock = RangeLock::take(fd, kInitLockByte, LockMode::exclusive, deadline);
+    const auto lock = RangeLock::take(context_.control->fd(), kInitLockByte, LockMode::exclusive, deadline);
     if (!lock) throw Error(ErrorKind::pool_busy, "another process is attaching as this host: try again");
-    for (std::uint32_t p = 0; p < kMaxProcesses; ++p) {
-      if (p + 1 == context_.process || !held_by_other(fd, kProcessLockByte + p)) continue;
+    if (!presence_.alone()) {
       throw Error(ErrorKind::host_in_use, "host " + std::to_string(context_.host) +
                                               " has other processes attached: end them before it is retired");
     }
     if (outstanding_.load(std::memory_order_seq_cst) != 0 || !self_.retire()) return false;
     // Whoever attaches from now on is the first process of a host that joins.
     V::store(&context_.header().ready, std::uint32_t{0});
-    shut(kRetired);
+    closure_.shut(Closure::kRetired);
     return true;
   }
 
@@ -366,69 +324,35 @@ class Store final : public PoolCore {
     return walk_.hosts();
   }
 
-  void totals(std::span<std::uint64_t, kCounts> out) const override {
-    for (std::size_t c = 0; c < kCounts; ++c) {
-      const auto what = static_cast<Count>(c);
-      out[c] = context_.header().departed.get(what);
-      for (std::uint32_t p = 0; p < kMaxProcesses; ++p) out[c] += context_.control->process(p).counters.get(what);
-    }
-  }
-  std::uint64_t pins() const override {
-    std::lock_guard guard(pins_mutex_);
-    return pin_count_;
-  }
+  void totals(std::span<std::uint64_t, kCounts> out) const override { presence_.totals(out); }
+  std::uint64_t pins() const override { return pins_.count(); }
   std::string last_no_space() const override { return slots_.last_no_space(); }
 
   void close() noexcept override {
-    if (context_.forks != fork_generation()) return;
-    {
-      std::lock_guard guard(beat_mutex_);
-      if (stopping_) return;
-      stopping_ = true;
-    }
-    shut("the pool was closed");
-    beat_wake_.notify_all();
-    if (heartbeat_.joinable()) heartbeat_.join();
-    {
-      std::lock_guard guard(pins_mutex_);
-      pins_.clear();
-      pin_count_ = 0;
-    }
+    if (context_.forks != fork_generation() || !presence_.stop()) return;
+    pins_.forget();
     // Somebody may still be writing into a reserved slot: the membership, which keeps the slot from being
     // reused, then ends with the last reservation.
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (outstanding_.load(std::memory_order_seq_cst) == 0) leave();
+    if (outstanding_.load(std::memory_order_seq_cst) == 0) presence_.leave();
   }
-  bool closed() const noexcept override { return closed_.load(std::memory_order_acquire); }
-  std::string close_reason() const override {
-    std::lock_guard guard(reason_mutex_);
-    return reason_;
-  }
+  bool closed() const noexcept override { return closure_.is_shut(); }
+  std::string close_reason() const override { return closure_.reason(); }
   void check_open() const override {
     if (context_.forks != fork_generation()) {
       throw Error(ErrorKind::forked_handle,
                   "this pool was attached before a fork; the child must attach its own (Pool.attach), or start "
                   "workers with the 'spawn' method");
     }
-    if (closed_.load(std::memory_order_acquire)) throw Error(ErrorKind::pool_closed, close_reason());
+    if (closure_.is_shut()) throw Error(ErrorKind::pool_closed, close_reason());
     if (context_.pool->faulted() || context_.control->faulted()) {
-      shut(kTruncated);
+      closure_.shut(Closure::kTruncated);
       throw Error(ErrorKind::pool_closed, close_reason());
     }
   }
 
  private:
-  static constexpr const char* kTruncated =
-      "the pool's storage is gone (truncated, removed from a full file system, or poisoned): everything in it is a "
-      "miss; format the pool and restart";
-  static constexpr const char* kFormatted =
-      "the pool was formatted anew while it was attached: everything in it is a miss; attach again";
-  static constexpr const char* kTakenOver =
-      "another machine has taken this host id over: everything is a miss; give every machine its own beluga.host_id";
-
   static constexpr std::uint64_t kStreamedFrom = 32 << 20;
-
-  static constexpr const char* kRetired = "this host was retired: attach again to have it join anew";
 
   /// Ends a reservation when it goes out of scope.
   class Outstanding {
@@ -441,37 +365,6 @@ class Store final : public PoolCore {
    private:
     Store& store_;
   };
-
-  struct Pin {
-    std::shared_ptr<Lease> lease;
-    std::uint32_t count = 0;
-    std::uint64_t deadline = 0;
-  };
-
-  /// Turns the leases that there are into pins of their keys, and says how many.
-  std::size_t keep_pinned(const KeyBatch& keys, std::span<const std::shared_ptr<Lease>> leases) {
-    std::lock_guard guard(pins_mutex_);
-    const std::uint64_t deadline = context_.now_ms() + context_.options.pin_timeout_ms;
-    std::size_t n = 0;
-    for (std::size_t i = 0; i < leases.size(); ++i) {
-      if (!leases[i]) continue;
-      Pin& pin = pins_[keys.prints[i]];
-      if (pin.lease && pin.lease != leases[i]) {
-        // The chunk was evicted and stored again since the key was first pinned: follow the living copy.
-        leases_.release(pin.lease);
-        pin.lease = leases[i];
-      } else if (pin.lease) {
-        leases_.release(leases[i]);  // one hold serves all pins of a key
-      } else {
-        pin.lease = leases[i];
-      }
-      ++pin.count;
-      pin.deadline = deadline;
-      ++n;
-    }
-    pin_count_ += n;
-    return n;
-  }
 
   std::span<const std::byte> payload_of(const Lease& lease) const noexcept {
     return {address_of(lease), lease.size};
@@ -577,7 +470,7 @@ class Store final : public PoolCore {
         throw Error(ErrorKind::invalid_argument, "a chunk of " + std::to_string(chunk.size) +
                                                      " bytes was reserved with " + std::to_string(slot.capacity));
       }
-      if (!self_.formatted_as_attached()) shut(kFormatted);
+      if (!self_.formatted_as_attached()) closure_.shut(Closure::kFormatted);
       check_standing();
     } catch (...) {
       slots_.abandon(slot.number, slot.generation);
@@ -592,7 +485,7 @@ class Store final : public PoolCore {
     }
     const PutResult result = self_.publication.publish(slot, whole, how, lease);
     if (context_.pool->faulted()) {
-      shut(kTruncated);
+      closure_.shut(Closure::kTruncated);
       return PutResult::refused;
     }
     if (result != PutResult::stored) return result;
@@ -605,175 +498,23 @@ class Store final : public PoolCore {
   /// Before anything is changed.
   void check_standing() const {
     check_open();
-    if (!stands(self_.standing())) check_open();
+    if (!presence_.stands(self_.standing())) check_open();
   }
 
-  /// Closes the pool for good when it is no longer what was attached, or this host no longer who it was.
-  bool stands(typename PoolProcess<V>::Beat found) const {
-    switch (found) {
-      case PoolProcess<V>::Beat::formatted:
-        shut(kFormatted);
-        return false;
-      case PoolProcess<V>::Beat::taken_over:
-        shut(kTakenOver);
-        return false;
-      case PoolProcess<V>::Beat::fine:
-        return true;
-    }
-    return false;
-  }
-
-  // ---- heartbeat
-
-  void run_heartbeat() {
-    pthread_setname_np(pthread_self(), "beluga-beat");
-    std::unique_lock lock(beat_mutex_);
-    while (!stopping_) {
-      beat_wake_.wait_for(lock, std::chrono::milliseconds(context_.options.heartbeat_ms));
-      if (stopping_) break;
-      lock.unlock();
-      try {
-        beat();
-      } catch (const std::exception&) {
-        context_.count(Count::garbage);  // a full disk while sweeping: tried again at the next beat
-      }
-      lock.lock();
-    }
-  }
-
-  void beat() {
-    if (closed_.load(std::memory_order_acquire)) return;
-    if (context_.pool->faulted() || context_.control->faulted() || context_.pool->truncated()) {
-      shut(kTruncated);
-      return;
-    }
-    if (!stands(self_.beat())) return;
-    lapse_pins(context_.now_ms());
-    if (self_.slow_beat()) {
-      sweep_dead();
-      publish_counters();
-    }
-  }
-
-  /// Can nobody but this machine's processes that share this /dev/shm have the host id?
-  bool host_id_is_certain() const {
-    if (!context_.pool->shared_between_machines()) return true;
-    // A coherent pool in a plain file is one machine's.
-    const bool device = context_.pool->devices()[0]->file().kind() == DeviceKind::devdax;
-    if (V::mode == VisibilityMode::coherent && !device && !context_.options.takeover) return true;
-    return member_.former_nonce != 0 &&
-           observe_identity<V>(*context_.pool, context_.host).nonce == member_.former_nonce;
-  }
-
-  void publish_counters() {
-    HostPage& page = *context_.pool->host(context_.host);
-    std::array<std::uint64_t, kCounts> sums{};
-    totals(sums);
-    store_words<V>(page.counters, sums.data(), sizeof(sums));
-    V::publish(Point::statistics, page.counters, sizeof(sums));
-    std::uint32_t alive = 0;
-    for (std::uint32_t p = 0; p < kMaxProcesses; ++p) alive += V::load(&context_.control->process(p).state) != 0;
-    V::store(&page.heartbeat.processes, alive);
-    V::publish(Point::statistics, &page.heartbeat, kLine);
-  }
-
-  void lapse_pins(std::uint64_t now) {
-    std::lock_guard guard(pins_mutex_);
-    for (auto it = pins_.begin(); it != pins_.end();) {
-      if (it->second.deadline > now) {
-        ++it;
-        continue;
-      }
-      leases_.release(it->second.lease);
-      pin_count_ -= it->second.count;
-      it = pins_.erase(it);
-    }
-  }
-
-  /// Any living process buries the dead ones of its host.
-  void sweep_dead() {
-    for (std::uint32_t p = 0; p < kMaxProcesses; ++p) {
-      if (p + 1 == context_.process) continue;
-      ProcessEntry& entry = context_.control->process(p);
-      if (V::load(&entry.state) == 0) continue;
-      const auto lock = RangeLock::try_take(context_.control->fd(), kProcessLockByte + p, LockMode::exclusive);
-      if (!lock || V::load(&entry.state) == 0) continue;
-      if (process_has_ended(entry, context_.options.dead_after_ms)) bury(p, Slots<V>::kBriefMs);
-    }
-  }
-
-  /// The caller holds the lock of the entry, whose process has ended.
-  void bury(std::uint32_t p, std::uint32_t timeout_ms) {
-    ProcessEntry& entry = context_.control->process(p);
-    if (!self_.upkeep.sweep(p + 1, timeout_ms) && p + 1 != context_.process) return;  // tried again later
-    for (std::size_t c = 0; c < kCounts; ++c) {
-      const auto what = static_cast<Count>(c);
-      context_.header().departed.add(what, entry.counters.get(what));
-      V::store(&entry.counters.values[c], std::uint64_t{0});
-    }
-    if (p + 1 != context_.process) context_.count(Count::swept_processes);  // not one that leaves in order
-    V::store(&entry.holds_pages, std::uint32_t{0});
-    V::store(&entry.drops_pages, std::uint32_t{0});
-    V::store(&entry.state, std::uint32_t{0});
-  }
-
-  void shut(const char* reason) const {
-    std::lock_guard guard(reason_mutex_);
-    if (closed_.load(std::memory_order_acquire)) return;
-    reason_ = reason;
-    closed_.store(true, std::memory_order_release);
-  }
-
-  /// Leaves the host: nothing of this process remains. The last one takes the control block along.
-  void leave() noexcept {
-    if (!member_.alive.held()) return;
-    try {
-      const bool whole = !context_.pool->faulted() && !context_.control->faulted() &&
-                         self_.formatted_as_attached() && identity_is_ours<V>(context_);
-      if (whole) leases_.drop_all();
-      const int fd = context_.control->fd();
-      const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(5);
-      const auto lock = RangeLock::take(fd, kInitLockByte, LockMode::exclusive, deadline);
-      if (lock && whole) bury(context_.process - 1, slots_.patience());
-      bool last = static_cast<bool>(lock);
-      for (std::uint32_t p = 0; last && p < kMaxProcesses; ++p) {
-        if (p + 1 != context_.process) last = !held_by_other(fd, kProcessLockByte + p);
-      }
-      if (last && whole) self_.heartbeat.leave();
-      if (last && context_.control->linked()) unlink(context_.control->path().c_str());
-      member_.alive.release();
-      member_.attached.release();
-    } catch (const std::exception&) {
-      // The locks go with the descriptors, and the next process sweeps what was left.
-      member_.alive.release();
-      member_.attached.release();
-    }
-  }
-
-  Membership member_;
   PoolProcess<V> self_;
   HostContext& context_ = self_.context;
   Index<V>& index_ = self_.index;
   Hosts<V>& hosts_ = self_.hosts;
   Leases<V>& leases_ = self_.leases;
   Slots<V>& slots_ = self_.slots;
+  mutable Closure closure_;
+  Presence<V> presence_;
+  Pins<V> pins_{context_, leases_};
   Walk<V> walk_;
   CopyEngine copier_;
 
-  mutable std::mutex pins_mutex_;
-  std::unordered_map<Fingerprint, Pin, PrintHash> pins_;
-  std::uint64_t pin_count_ = 0;
-
   std::atomic<std::uint64_t> outstanding_{0};  // slots reserved and neither published nor abandoned
   std::atomic<bool> retiring_{false};
-  mutable std::atomic<bool> closed_{false};
-  mutable std::mutex reason_mutex_;
-  mutable std::string reason_;
-
-  std::mutex beat_mutex_;
-  std::condition_variable beat_wake_;
-  bool stopping_ = false;
-  std::thread heartbeat_;
 };
 
 }  // namespace beluga
