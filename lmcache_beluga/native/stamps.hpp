@@ -12,6 +12,17 @@ struct SlotUse {
   std::uint64_t idle_ms = 0;  // since the newest use on any host
 };
 
+/// Has the stamps of a slot that other hosts write read from the device, at the next observe_fence.
+template <class V, class Also>
+void observe_stamps(const HostContext& context, std::uint64_t hosts, std::uint32_t slot, Also&& also) {
+  for (std::uint64_t rest = hosts; rest; rest &= rest - 1) {
+    const auto h = static_cast<std::uint32_t>(__builtin_ctzll(rest));
+    if (h == context.host) continue;
+    V::observe(Point::stamp, context.pool->stamp(h, slot), 4);
+    also(h);
+  }
+}
+
 /// Reads all stamps of a slot, and the clocks that they are told in, afresh: good for a choice, not for a verdict. A
 /// reader may renew between the two. `born`: the owner's tick when the chunk was published, which counts as its first
 /// use.
@@ -20,12 +31,7 @@ template <class V>
 SlotUse slot_use(HostContext& context, Hosts<V>& hosts, std::uint32_t slot, std::uint32_t born) {
   const PoolMemory& pool = *context.pool;
   const std::uint64_t active = context.active_hosts();
-  for (std::uint64_t rest = active; rest; rest &= rest - 1) {
-    const auto h = static_cast<std::uint32_t>(__builtin_ctzll(rest));
-    if (h == context.host) continue;
-    V::observe(Point::stamp, pool.stamp(h, slot), 4);
-    hosts.observe_clock(h);
-  }
+  observe_stamps<V>(context, active, slot, [&](std::uint32_t h) { hosts.observe_clock(h); });
   V::observe_fence(Point::stamp);
   SlotUse use;
   const auto own_age = static_cast<std::int32_t>(context.tick() - born);
@@ -56,10 +62,7 @@ bool leased_by_any(HostContext& context, Hosts<V>& hosts, std::uint32_t slot) {
   // Its fence also keeps the flush of the stamps behind the look at the clocks.
   hosts.refresh_active();
   const std::uint64_t active = context.active_hosts();
-  for (std::uint64_t rest = active; rest; rest &= rest - 1) {
-    const auto h = static_cast<std::uint32_t>(__builtin_ctzll(rest));
-    if (h != context.host) V::observe(Point::stamp, pool.stamp(h, slot), 4);
-  }
+  observe_stamps<V>(context, active, slot, [](std::uint32_t) {});
   V::observe_fence(Point::stamp);
   for (std::uint64_t rest = active; rest; rest &= rest - 1) {
     const auto h = static_cast<std::uint32_t>(__builtin_ctzll(rest));

@@ -116,7 +116,7 @@ void hunt(const Mutation& m, std::uint64_t seeds, const std::string& directory, 
   const char* scene = sim::likely_scenario(m.off.front().first, m.off.front().second);
   for (const sim::Scenario& scenario : scenarios) {
     if (!scene || std::strcmp(scene, scenario.name) != 0) continue;
-    for (std::uint64_t seed = 1; !done && seed <= 200; ++seed) {
+    for (std::uint64_t seed = 1; !done && seed <= 2000; ++seed) {
       done = broken(scenario.name, sim::play(scenario, seed, directory).failure);
     }
   }
