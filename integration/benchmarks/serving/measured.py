@@ -20,6 +20,10 @@ class Answer:
     instance: int
     #: Empty, or why there is no answer; the times mean nothing then.
     error: str = ""
+    #: Of the prompt, taken from any cache, as vLLM says with the answer. None: it does not.
+    cached_tokens: int | None = None
+    #: Between two tokens of the answer: how long a running decode stood still.
+    longest_gap_s: float = 0.0
 
     @property
     def tpot_s(self) -> float:
@@ -54,3 +58,17 @@ class PhaseResult:
     #: What the tier got and gave. None: cannot be told.
     stored_bytes: int | None = None
     loaded_bytes: int | None = None
+    #: Who says so.
+    bytes_counted_by: str = ""
+    #: Of all prompts, the tokens that an earlier request has asked for.
+    reused_tokens: int = 0
+    #: Found in the GPU's memory, where vLLM's own prefix caching is on.
+    local_tokens: int = 0
+    #: Which instances were asked.
+    instances: list[int] = field(default_factory=list)
+    #: The phase wanted another instance than the one that stored, but they share nothing there.
+    asked_who_stored: bool = False
+    #: For how long the tier went on storing after the last answer.
+    settled_s: float = 0.0
+    #: Why the row is not what its name says, a hit that did not hit for instance; empty: it is.
+    flag: str = ""
