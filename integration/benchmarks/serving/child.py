@@ -7,14 +7,15 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 import psutil
 
 _LOG_TAIL = 3000
-_GONE_S = 20.0
+_GONE_S = 30.0
+_TRACKED_S = 10.0
 _POLL_S = 0.1
 
 
@@ -95,15 +96,18 @@ class Child:
         return resident
 
     def kill(self) -> None:
-        """End all of it at once: nothing that happens while it goes down is measured."""
+        """End all of it at once: nothing that happens while it goes down is measured.
+
+        But for Python's resource trackers, which end when the others have, and take along the
+        shared memory that these left.
+        """
         members = self._members()
-        for process in members:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        if self.alive():
-            self._process.kill()
+        trackers = [process for process in members if _is_tracker(process)]
+        _kill(process for process in members if process not in trackers)
         self._process.wait(_GONE_S)
-        psutil.wait_procs(members, timeout=_GONE_S)
+        _, late = psutil.wait_procs(members, timeout=_TRACKED_S)
+        _kill(late)
+        psutil.wait_procs(late, timeout=_GONE_S)
 
     def end(self, seconds: float = 10.0) -> None:
         """Ask it to end, and kill what is left of it then."""
@@ -121,3 +125,16 @@ class Child:
                 if os.getsid(process.pid) == self.pid:
                     found.append(process)
         return found
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    try:
+        return "resource_tracker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()

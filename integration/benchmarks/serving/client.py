@@ -153,7 +153,7 @@ async def _answer(
                     times.append(now - begin)
                 usage = event.get("usage") or usage
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        return _failed(repr(error), instance, sent)
+        return _failed(f"{type(error).__name__}: {error}", instance, sent)
     return _measured(request, instance, sent, times, usage)
 
 

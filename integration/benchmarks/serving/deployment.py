@@ -102,13 +102,17 @@ class Deployment:
             engine.child.kill()
         self.backend.close()
 
-    def run(self, phase: Phase, repeat: int, limit_s: float) -> PhaseResult:
+    def run(
+        self, phase: Phase, repeat: int, limit_s: float, exactly: bool = False
+    ) -> PhaseResult:
         """One phase, and what changed in counters meanwhile.
+
+        ``exactly``: the instance that it names is asked, whatever is shared.
 
         Raises:
             PhaseCutShort: it took longer than ``limit_s``.
         """
-        asked = self.asked(phase)
+        asked = [phase.instance] if exactly and phase.instance is not None else self.asked(phase)
         cpu, tokens, moved = self._cpu(), self._tokens(), self.backend.moved()
         urls = [self._engines[n].url if n in self._engines else "" for n in self._all]
         got = ask(urls, MODEL_NAME, phase, asked, limit_s)

@@ -91,9 +91,10 @@ class Run:
 
     def _warm_up(self, deployment: Deployment, phases: list[Phase], clock: Clock) -> None:
         longest = min(self.warm_up_tokens, self.settings.max_model_len - 16)
-        for phase in warm_up(phases, len(self.settings.gpus), self.vocabulary, longest):
+        used = deployment.backend.instances
+        for phase in warm_up(phases, used, self.vocabulary, longest):
             try:
-                got = deployment.run(phase, 0, clock.left_s - _MARGIN_S)
+                got = deployment.run(phase, 0, clock.left_s - _MARGIN_S, exactly=True)
             except PhaseCutShort:
                 return  # and so is what follows
             if failed := [answer.error for answer in got.answers if answer.error]:

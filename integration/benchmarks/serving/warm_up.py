@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from .request import Phase, Request
 
 _OUTPUT_TOKENS = 4
 
 
-def warm_up(phases: list[Phase], instances: int, vocabulary: int, longest: int) -> list[Phase]:
+def warm_up(
+    phases: Sequence[Phase], instances: Sequence[int], vocabulary: int, longest: int
+) -> list[Phase]:
     """Prompts of their own, each on all instances, then again: computed, stored and loaded.
 
     Args:
+        phases: what will be measured, of which the longest prompt counts.
         longest: tokens that a prompt may have at most, however long those of ``phases`` are.
     """
     most = max(len(request.prompt) for phase in phases for request in phase.requests)
@@ -23,5 +27,5 @@ def warm_up(phases: list[Phase], instances: int, vocabulary: int, longest: int) 
     return [
         Phase("warm-up", f"round {turn}", requests, instance=number, measured=False)
         for turn in range(2)
-        for number in range(instances)
+        for number in instances
     ]
