@@ -162,9 +162,7 @@ def test_lmcache_knows_the_servers_options(
     parser.parse_args([entry for entry in line[4:] if entry != "server"])
 
 
-def test_mooncake_gets_its_network(
-    settings: Settings, tmp_path: Path, never_started: Any
-) -> None:
+def test_mooncake_gets_its_network(settings: Settings, tmp_path: Path, never_started: Any) -> None:
     rdma = dataclasses.replace(settings, mooncake_protocol="rdma", mooncake_device="mlx5_0")
     backend = started("mooncake", rdma, tmp_path)
     config = LMCacheEngineConfig.from_dict(file_of(backend.setup(0)))

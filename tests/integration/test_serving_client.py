@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -73,7 +74,7 @@ def test_answers_are_measured_and_instances_take_turns(servers: list[Fake]) -> N
 
 def test_one_at_a_time(servers: list[Fake]) -> None:
     answers = run(servers, *[request()] * 4).answers
-    for earlier, later in zip(answers, answers[1:], strict=False):
+    for earlier, later in itertools.pairwise(answers):
         assert later.sent_s >= earlier.sent_s + earlier.end_s
 
 

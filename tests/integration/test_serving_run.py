@@ -159,22 +159,22 @@ def test_an_engine_that_dies_leaves_what_was_measured(
 ) -> None:
     # Two prompts in the warm-up, each twice; the second that populates is its sixth.
     monkeypatch.setattr(
-        Private, "setup", lambda self, i: EngineSetup(environment={"FAKE_VLLM": '{"dies_after": 5}'})
+        Private,
+        "setup",
+        lambda self, i: EngineSetup(environment={"FAKE_VLLM": '{"dies_after": 5}'}),
     )
     document = run("private", status=1)
     assert "vllm-0 has ended" in document["failed"]["private"]
+    assert any("hit 512" in what for what in document["left_out"])
     found = rows(document, "private")
     assert list(found) == ["populate 512, 0"]
     assert "counters cannot be read" in found["populate 512, 0"].flag
     assert [bool(answer["error"]) for answer in found["populate 512, 0"].answers] == [
         *(False, True, True)
     ]
-    assert any("hit 512" in what for what in document["left_out"])
 
 
-def test_what_does_not_fit_is_left_out_and_told(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_fit_is_left_out_and_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VLLM", '{"token_s": 0.05}')
     document = run("private,none", "--limit-s", "12", "--output-tokens", "60")
     assert rows(document, "private").get("at once 512, 0") is None
@@ -222,7 +222,10 @@ def test_prompts_are_the_same_for_all_backends_and_differ_between_repeats(run: R
 
 def test_a_run_that_is_told_to_end_leaves_nothing(arguments: list[str], tmp_path: Path) -> None:
     line = [sys.executable, str(SERVING), *arguments, "--backends", "none"]
-    environment = os.environ | {"FAKE_VLLM": '{"token_s": 5}', "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {
+        "FAKE_VLLM": '{"token_s": 5}',
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for text in process.stdout:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -166,7 +167,7 @@ def _measured(
         wanted = f"{request.output_tokens} for {len(request.prompt)}"
         return _failed(f"an answer of {told}, not of {wanted}", instance, sent)
     details = usage.get("prompt_tokens_details")
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     return Answer(
         sent_s=sent,
         ttft_s=times[0],

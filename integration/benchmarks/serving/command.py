@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
+
 from lmcache_beluga.cli.bench_report import machine, versions
 from lmcache_beluga.cli.signals import terminable
 from lmcache_beluga.quantities import parse_size
-from rich.console import Console
 
 from .backends import BACKENDS
 from .clock import Clock
@@ -43,7 +44,7 @@ _DEFAULTS: dict[str, dict[bool, Any]] = {
     "staging_size": {False: "20GiB", True: "512MiB"},
     "max_num_batched_tokens": {False: 16384, True: 2048},
     "block_size": {False: 0, True: 128},
-    "kv_cache_size": {False: "0", True: "1GiB"},
+    "kv_cache_size": {False: "36GiB", True: "1GiB"},
 }
 
 _TINY = {
@@ -141,7 +142,11 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     help="CUDA_VISIBLE_DEVICES of an instance; once per instance.  [default: two on GPU 0]",
 )
 @click.option("--gpu-memory-utilization", default=0.42, show_default=True)
-@click.option("--kv-cache-size", callback=_size, help="Of each instance; else what is left.")
+@click.option(
+    "--kv-cache-size",
+    callback=_size,
+    help="Of each instance; 0: as vLLM finds.  [36GiB: two that start on one GPU cannot look]",
+)
 @click.option("--max-num-seqs", default=64, show_default=True)
 @click.option("--max-num-batched-tokens", type=int, help="[16384; with --cpu 2048]")
 @click.option("--max-model-len", default=0, help="[default: what the workloads need]")
@@ -217,7 +222,9 @@ def _prepare(options: dict[str, Any], say: Any) -> tuple[Settings, list[Planned]
     makes = {name: partial(phases_of, name, scale) for name in options["workloads"]}
     plan = planned(makes, 1 if options["quick"] else options["repeats"])
     longest = max(
-        len(request.prompt) + request.output_tokens for one in plan for request in one.phase.requests
+        len(request.prompt) + request.output_tokens
+        for one in plan
+        for request in one.phase.requests
     )
     allowed = int(config.get("max_position_embeddings", longest))
     if longest > allowed:

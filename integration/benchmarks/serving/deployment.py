@@ -102,9 +102,7 @@ class Deployment:
             engine.child.kill()
         self.backend.close()
 
-    def run(
-        self, phase: Phase, repeat: int, limit_s: float, exactly: bool = False
-    ) -> PhaseResult:
+    def run(self, phase: Phase, repeat: int, limit_s: float, exactly: bool = False) -> PhaseResult:
         """One phase, and what changed in counters meanwhile.
 
         ``exactly``: the instance that it names is asked, whatever is shared.

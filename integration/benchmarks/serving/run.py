@@ -22,6 +22,7 @@ Say = Callable[[str], None]
 
 #: Taken off the limit, to end processes and write the file.
 _MARGIN_S = 5.0
+_ENDED = "a process has ended"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Run:
             self.file.write()
 
     def _backend(self, name: str) -> None:
-        if (emulated := BACKENDS[name].emulated) and emulated not in self.file.emulated:
+        emulated = BACKENDS[name].emulated(self.settings)
+        if emulated and emulated not in self.file.emulated:
             self.file.emulated.append(emulated)
         phases = [planned.phase for planned in self.plan]
         clock = self.clock.within(self.backend_limit_s)
@@ -115,12 +117,15 @@ class Run:
             except PhaseCutShort:
                 self._leave_out(name, self.plan[number:])
                 return
+            except OSError as error:  # counters cannot be read
+                self._leave_out(name, self.plan[number:], _ENDED)
+                raise ChildError(deployment.dead() or str(error)) from None
             took[key] = clock.elapsed_s - before
             if phase.measured:
                 self.file.add(result)
             self.say(f"{name}: {_line(phase, planned.repeat, result)}")
             if deployment.dead():
-                self._leave_out(name, self.plan[number + 1 :], "a process has ended")
+                self._leave_out(name, self.plan[number + 1 :], _ENDED)
                 return
 
     def _leave_out(

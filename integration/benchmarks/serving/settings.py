@@ -96,7 +96,8 @@ def kv_bytes_per_token(model: Path, bytes_per_value: int = 2) -> int:
     config = model_config(model)
     layers = int(config["num_hidden_layers"])
     if "kv_lora_rank" in config:  # latent attention: one vector for keys and values
-        return layers * (config["kv_lora_rank"] + config["qk_rope_head_dim"]) * bytes_per_value
+        values = int(config["kv_lora_rank"]) + int(config["qk_rope_head_dim"])
+        return layers * values * bytes_per_value
     heads = int(config["num_attention_heads"])
     size = int(config.get("head_dim") or config["hidden_size"] // heads)
     return 2 * layers * int(config.get("num_key_value_heads", heads)) * size * bytes_per_value

@@ -36,8 +36,6 @@ class Backend:
     shared: ClassVar[bool] = True
     #: A tier at all: False recomputes everything.
     caches: ClassVar[bool] = True
-    #: What stands in for hardware of a real deployment; empty: nothing.
-    emulated: ClassVar[str] = ""
 
     def __init__(
         self, settings: Settings, folder: Path, ports: Iterator[int], instances: tuple[int, ...]
@@ -49,6 +47,11 @@ class Backend:
     @classmethod
     def missing(cls, settings: Settings) -> str:
         """What this machine lacks to run it; empty: nothing."""
+        return ""
+
+    @classmethod
+    def emulated(cls, settings: Settings) -> str:
+        """What stands in for hardware of a real deployment; empty: nothing."""
         return ""
 
     def start(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from ..child import Child
 from ..engine import EngineSetup, in_process, through_server
 from ..ports import HOST, answers
-from ..settings import child_environment
+from ..settings import Settings, child_environment
 from .base import Backend, Moved
 
 #: The files that users start from.
@@ -20,8 +21,11 @@ LAUNCHERS = Path(__file__).resolve().parents[3] / "vllm"
 class PoolBackend(Backend):
     """What both have in common: a pool, and its counters."""
 
-    emulated = "beluga, beluga-mp: the pool lies on tmpfs, in local memory instead of CXL's"
     _attached: Any = None
+
+    @classmethod
+    def emulated(cls, settings: Settings) -> str:
+        return "beluga, beluga-mp: the pool lies on tmpfs, in local memory instead of CXL's"
 
     @property
     def path(self) -> Path:
@@ -84,7 +88,9 @@ class ThroughServers(PoolBackend):
     name = "beluga-mp"
 
     def start(self) -> None:
-        self._ports = {instance: (next(self.ports), next(self.ports)) for instance in self.instances}
+        self._ports = {
+            instance: (next(self.ports), next(self.ports)) for instance in self.instances
+        }
         for instance, (port, http) in self._ports.items():
             line = [self.settings.python, "-m", "lmcache_beluga", "lmcache-server"]
             line += ["--pool", str(self.path), "--pool-size", str(self.settings.pool_bytes)]
@@ -94,7 +100,7 @@ class ThroughServers(PoolBackend):
 
     def wait(self, deadline: float) -> None:
         for child, (_, http) in zip(self.children, self._ports.values(), strict=True):
-            child.wait_until(lambda http=http: answers(http, "/healthcheck"), deadline)
+            child.wait_until(partial(answers, http, "/healthcheck"), deadline)
 
     def setup(self, instance: int) -> EngineSetup:
         return EngineSetup(through_server(self._ports[instance][0]))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..engine import EngineSetup, in_process
+from ..settings import Settings
 from .base import Backend
 
 _GIB = 1 << 30
@@ -18,9 +22,7 @@ class LocalCPU(Backend):
     shared = False
 
     def setup(self, instance: int) -> EngineSetup:
-        file = self.lmcache_file(
-            local_cpu=True, max_local_cpu_size=self.settings.pool_bytes / _GIB
-        )
+        file = self.lmcache_file(local_cpu=True, max_local_cpu_size=self.settings.pool_bytes / _GIB)
         return EngineSetup(in_process(self.settings), file)
 
 
@@ -29,12 +31,29 @@ class Dax(Backend):
 
     name = "dax"
     shared = False
-    emulated = "dax: the device is a file on tmpfs"
+    _filling: Sequence[subprocess.Popen[bytes]] = ()
+
+    @classmethod
+    def emulated(cls, settings: Settings) -> str:
+        return "dax: the device is a file on tmpfs"
 
     def start(self) -> None:
+        size = self.settings.pool_bytes + (64 << 20)
         for instance in self.instances:
             with self._file(instance).open("wb") as file:
-                file.truncate(self.settings.pool_bytes + (64 << 20))
+                file.truncate(size)
+        # A device has its memory; a file takes it page by page, which stores would pay for.
+        if self.settings.prefault:
+            self._filling = [
+                subprocess.Popen(["fallocate", "--length", str(size), self._file(instance)])
+                for instance in self.instances
+            ]
+
+    def wait(self, deadline: float) -> None:
+        for process in self._filling:
+            status = process.wait(deadline - time.monotonic())
+            if status:
+                raise OSError(f"no {self.settings.pool_bytes} bytes in {self.settings.memory}")
 
     def setup(self, instance: int) -> EngineSetup:
         extra = {
@@ -47,6 +66,9 @@ class Dax(Backend):
         return EngineSetup(in_process(self.settings), file)
 
     def close(self) -> None:
+        for process in self._filling:
+            process.kill()
+            process.wait()
         for instance in self.instances:
             self._file(instance).unlink(missing_ok=True)
 
@@ -59,6 +81,10 @@ class Disk(Backend):
 
     name = "disk"
     shared = False
+
+    @classmethod
+    def emulated(cls, settings: Settings) -> str:
+        return "" if settings.disk else f"disk: the disk is {settings.memory}"
 
     def start(self) -> None:
         for instance in self.instances:

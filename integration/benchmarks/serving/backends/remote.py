@@ -20,8 +20,11 @@ class Redis(Backend):
     """LMCache's connector that uses redis-py."""
 
     name = "redis"
-    emulated = "redis, resp: Redis runs on the same machine; the network is its loopback interface"
     _scheme = "redis"
+
+    @classmethod
+    def emulated(cls, settings: Settings) -> str:
+        return "redis, resp: Redis is on the same machine; the network is its loopback interface"
 
     @classmethod
     def missing(cls, settings: Settings) -> str:
@@ -52,17 +55,19 @@ class Redis(Backend):
         return {}
 
     def progress(self) -> int | None:
-        return self._info()["rdb_changes_since_last_save"]
+        return self._info("persistence")["rdb_changes_since_last_save"]
 
     def moved(self) -> Moved | None:
-        info = self._info()
+        info = self._info("stats")
         return Moved(
-            info["total_net_input_bytes"], info["total_net_output_bytes"], "Redis, protocol included"
+            info["total_net_input_bytes"],
+            info["total_net_output_bytes"],
+            "Redis, protocol included",
         )
 
-    def _info(self) -> dict[str, int]:
+    def _info(self, section: str) -> dict[str, int]:
         text = subprocess.run(
-            ["redis-cli", "-h", HOST, "-p", str(self._port), "info"],
+            ["redis-cli", "-h", HOST, "-p", str(self._port), "info", section],
             capture_output=True,
             text=True,
             timeout=60,
@@ -85,7 +90,10 @@ class RemoteServer(Backend):
     """LMCache's remote server, ``lm://``."""
 
     name = "lmserver"
-    emulated = "lmserver: the network is the loopback interface"
+
+    @classmethod
+    def emulated(cls, settings: Settings) -> str:
+        return "lmserver: the network is the loopback interface"
 
     def start(self) -> None:
         self._port = next(self.ports)
@@ -107,7 +115,10 @@ class Mooncake(Backend):
     """Mooncake's store: a master, and one process that has the memory."""
 
     name = "mooncake"
-    emulated = "mooncake: the network is the loopback interface, unless it was given an RDMA device"
+
+    @classmethod
+    def emulated(cls, settings: Settings) -> str:
+        return "mooncake: all of it is on one machine"
 
     @classmethod
     def missing(cls, settings: Settings) -> str:

@@ -14,7 +14,7 @@ import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
 
-class LMCacheConnectorOnCPU(LMCacheConnectorV1):
+class LMCacheConnectorOnCPU(LMCacheConnectorV1):  # type: ignore[misc]
     """vLLM's connector, with copies for CPU tensors given to LMCache.
 
     LMCache is imported here and no earlier: vLLM 0.32 looks through all modules when a worker
@@ -76,7 +76,7 @@ def _copies(metadata: Any) -> Any:
             if "kvcaches" in options:
                 self.kvcaches = options["kvcaches"]
 
-        def _blocks(self, start: int, end: int, options: dict[str, Any]) -> torch.Tensor:
+        def _blocks(self, start: int, end: int, options: dict[str, Any]) -> Any:
             self.initialize_kvcaches_ptr(**options)
             size = self.kvcaches[0].shape[2]
             slots = options["slot_mapping"][start:end].view(-1, size)
