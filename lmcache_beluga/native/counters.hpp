@@ -28,6 +28,7 @@ enum class Count : std::uint32_t {
   swept_processes,
   checksum_failures,
   unverified,
+  flushed_bytes,
   kCount
 };
 
@@ -38,7 +39,7 @@ inline constexpr const char* kCountNames[kCounts] = {
     "duplicates",   "refused_leased", "refused_no_space", "refused_busy", "gets",
     "get_bytes",    "evictions",      "evicted_bytes",    "removes",      "garbage",
     "lost_leases",  "repaired",       "lane_evictions",   "swept_processes",
-    "checksum_failures", "unverified",
+    "checksum_failures", "unverified",     "flushed_bytes",
 };
 
 /// One process's counters, in its own lines of the control block: adding contends with nobody.

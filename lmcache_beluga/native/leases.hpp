@@ -363,6 +363,7 @@ class Leases {
       if (V::load(fresh) == mark) return;
       V::observe_payload(pool_.payload(pool_.extent_of(lease.slot)) + lease.offset, lease.size,
                          context_.payload_cached());
+      if (context_.payload_cached()) context_.count(Count::flushed_bytes, lease.size);
       V::store(fresh, mark);
     }
   }

@@ -51,6 +51,7 @@ class Publication {
     // SYNC POINT: payload (with Leases::freshen_payload): before READY, since no CRC covers it.
     V::publish_payload(slot.address, chunk.size, how, context_.payload_cached());
     if constexpr (V::mode == VisibilityMode::noncoherent) {
+      if (how == PayloadWrite::cached && context_.payload_cached()) context_.count(Count::flushed_bytes, chunk.size);
       V::store(context_.control->fresh_generation(slot.number), slot.generation + 1);
     }
     describe(slot, chunk);

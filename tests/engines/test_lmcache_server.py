@@ -93,7 +93,28 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
         remove(folder)
 
 
-@pytest.fixture(params=["shared", "hosts"])
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
+    """Two such hosts, in a pool that engines map: server and engines of a host are two processes
+    behind the same caches."""
+    pool = Path(f"/dev/shm/lmcache_l1_pool_beluga-test-{uuid.uuid4().hex[:12]}")
+    servers = Servers(tmp_path_factory.mktemp("mapped"), pool)
+    geometry = {"size": 32 * MIB, "extent_size": MIB, "chunk_hint": NBYTES, "max_hosts": 2}
+    Pool.format(pool, visibility="noncoherent", **geometry)
+    two = None
+    try:
+        settings = {"BELUGA_HEARTBEAT": "20ms", "LMCACHE_LOG_LEVEL": "INFO"}
+        started = [servers.start("--host-id", str(host), **settings) for host in (0, 1)]
+        two = Two(servers, *started)
+        yield two
+    finally:
+        if two is not None:
+            two.close()
+        servers.close()
+        pool.unlink()
+
+
+@pytest.fixture(params=["shared", "hosts", "mapped"])
 def two(request: pytest.FixtureRequest) -> Two:
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Two)
@@ -185,6 +206,33 @@ def test_no_byte_is_copied_on_its_way(shared: Two, mode: str) -> None:
     for counted in after:
         assert counted["read_by_copy"] == counted["written_by_copy"] == 0
     assert "Using shm non-GPU transfer strategy" in shared.a.log.read_text()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_caches_are_flushed_around_transfers(mapped: Two, mode: str) -> None:
+    """Whoever copies: a store reaches the device before it is published, and what a host may have
+    in its caches of older chunks is gone before its first read, once for all of its engines."""
+    one, other = mapped.engine(mapped.a, mode), mapped.engine(mapped.b, mode)
+    prompt = Prompt()
+    nbytes = prompt.chunks * NBYTES
+
+    def flushed() -> tuple[int, int]:
+        a, b = (server.l1()["pool"]["host"]["flushed_bytes"] for server in (mapped.a, mapped.b))
+        return a - before[0], b - before[1]
+
+    before = (0, 0)
+    before = flushed()
+    assert compute(one, prompt)
+    comes(one, prompt)
+    assert flushed() == (nbytes, 0)
+    assert load(one, prompt) == prompt.chunks
+    assert flushed() == (nbytes, 0)  # read through the caches that it was written through
+    comes(other, prompt)
+    assert load(other, prompt) == prompt.chunks
+    with engine(mapped.b, mode) as third:
+        assert load(third, prompt) == prompt.chunks
+    assert flushed() == (nbytes, nbytes)
+    assert "Using shm non-GPU transfer strategy" in mapped.a.log.read_text()
 
 
 def counters(server: MPServer) -> dict[str, int]:
