@@ -45,6 +45,7 @@ class MPServer:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.log = log
+        self._scheme = "grpc" if "grpc" in options else "tcp"
         self.port, self.http_port = _free_ports(2)
         ours = () if pool is None else ("--pool", str(pool))
         ports = ("--port", str(self.port), "--http-port", str(self.http_port))
@@ -62,7 +63,7 @@ class MPServer:
     @property
     def url(self) -> str:
         """Where engines connect to."""
-        return f"tcp://127.0.0.1:{self.port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     def wait(self, seconds: float = 90) -> MPServer:
         """Until it serves. Raises ServerError if it ends instead, or takes too long."""

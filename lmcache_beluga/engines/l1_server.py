@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lmcache.cli.commands.server import ServerCommand
 from lmcache.cli.main import main as lmcache
 from lmcache.v1.distributed.config import L1ManagerConfig
 
@@ -18,7 +17,7 @@ from lmcache_beluga.engines import l1_hook
 from lmcache_beluga.engines.l1 import BelugaL1
 from lmcache_beluga.engines.l1_copy_path import prefer_whole_chunks
 from lmcache_beluga.engines.l1_hashing import ADVICE, server_hash_scheme
-from lmcache_beluga.engines.trouble import logger
+from lmcache_beluga.engines.l1_options import OVERRIDING, parse
 from lmcache_beluga.errors import KeySchemeError, UnsupportedError
 from lmcache_beluga.pool import Pool
 
@@ -28,13 +27,6 @@ _SHM = Path("/dev/shm")
 _COPIES_GB = 4.0
 _NO_COPIES_GB = 1 / 1024
 
-_REFUSED = {
-    "l1_manager": "--l1-manager: the pool is the only L1",
-    "gds_l1_path": "--gds-l1-path: the pool is the L1",
-    "l1_devdax_path": "--l1-devdax-path: name the device with --pool",
-    "p2p_advertise_url": "--p2p-advertise-url: servers find each other's chunks in the pool",
-}
-
 
 def serve(settings: Settings, arguments: Sequence[str]) -> None:
     """Run ``lmcache server`` with ``arguments`` until it is told to end.
@@ -42,7 +34,7 @@ def serve(settings: Settings, arguments: Sequence[str]) -> None:
     Ends the process as LMCache does: by SystemExit, with a status other than 0 if it could not
     start. Raises BelugaError when the pool cannot be its L1.
     """
-    options = _parse(arguments)
+    options = parse(arguments)
     pool = _open(settings, options)
     try:
         more = _defaults(options, pool)
@@ -57,16 +49,6 @@ def serve(settings: Settings, arguments: Sequence[str]) -> None:
         pool.close()
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="beluga lmcache-server", add_help=False)
-    ServerCommand().add_arguments(parser)
-    options = parser.parse_args(list(arguments))
-    for name, why in _REFUSED.items():
-        if getattr(options, name, None):
-            raise UnsupportedError(f"not with a shared L1: {why}")
-    return options
-
-
 def _open(settings: Settings, options: argparse.Namespace) -> Pool:
     arguments: dict[str, Any] = settings.pool_arguments()
     scheme = server_hash_scheme(options.chunk_size, options.hash_algorithm)
@@ -79,15 +61,9 @@ def _open(settings: Settings, options: argparse.Namespace) -> Pool:
 
 def _defaults(options: argparse.Namespace, pool: Pool) -> list[str]:
     """What LMCache asks for, or should know, besides what it was told."""
-    more = ["--no-l1-use-lazy"]  # the memory for copies is made when it is needed
+    more = [*OVERRIDING]
     if options.l1_size_gb is None:
         more += ["--l1-size-gb", str(_COPIES_GB if torch.cuda.is_available() else _NO_COPIES_GB)]
-    if options.eviction_policy is None:
-        more += ["--eviction-policy", "noop"]
-    if options.coordinator_event_reporting:
-        logger.warning(
-            "the coordinator is told what this server stores, but not what the pool evicts"
-        )
     segment = _segment(pool)
     if options.shm_name and options.shm_name != segment:
         raise UnsupportedError(

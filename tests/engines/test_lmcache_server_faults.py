@@ -164,6 +164,7 @@ def test_a_server_that_cannot_start(folder: Path, tmp_path: Path) -> None:
         (("--gds-l1-path", "/tmp"), {}, "the pool is the L1"),
         (("--p2p-advertise-url", "host:1"), {}, "find each other's chunks in the pool"),
         (("--shm-name", "mine"), {}, "--shm-name"),
+        (("--engine-type", "blend"), {}, "with the pool as its L2"),
         (("--no-such-option",), {}, "--no-such-option"),
     ],
 )
