@@ -56,6 +56,7 @@ Memory: TypeAlias = Any
 
 _LIST_BATCH = 1024
 _RETIRE_POLL_S = 0.02
+_LEND_MOST_S = 3600
 
 
 def _paths(path: PathArgument) -> str | list[str]:
@@ -401,6 +402,16 @@ class Pool:
             for entry in entries:
                 yield Entry(**entry)
                 cursor = (entry["extent"] + 1) * self.slots_per_extent
+
+    def lend(self, seconds: float) -> None:
+        """Says that processes which are not attached use this handle's views and reservations, at
+        their own addresses. When it ends while it has any, orderly or not, these stay untouched for
+        ``seconds`` after the end of this process, so that others can end what they do. (If it was
+        the last of its host, the next one waits no longer for that than ``dead_after_ms``.) 0: not
+        any more. Raises InvalidArgumentError when negative or over 1 h."""
+        if not 0 <= seconds <= _LEND_MOST_S:
+            raise InvalidArgumentError(f"lend {seconds} s: give 0 to {_LEND_MOST_S} s")
+        self._native.lend(round(1000 * seconds))
 
     def hold_pages(self) -> bool:
         """Keeps the pool's memory in place for GPUs, until this handle is closed: processes of this

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from processes import Child, wait_until
 
-from lmcache_beluga import Pool, PoolBusyError, PutResult
+from lmcache_beluga import InvalidArgumentError, Pool, PoolBusyError, PutResult
 
 pytestmark = pytest.mark.usefixtures("visibility")
 
@@ -410,3 +410,51 @@ def test_a_pin_that_nobody_takes_back_lapses(pool_path: Path) -> None:
         assert pool.stats()["leased"] == 0
         assert not pool.unpin(b"key")
         assert pool.evict(1 << 40) == 1
+
+
+LENDS = """
+path, seconds, ending = arguments
+pool = Pool.attach(path, heartbeat_ms=10)
+pool.put(b"lent " + seconds.encode(), b"x" * 1000)
+view, slot = pool.get(b"lent " + seconds.encode()), pool.reserve(1000)
+pool.lend(float(seconds))
+say("lent")
+hear()
+if ending == "close":
+    pool.close()
+    view.release()
+    slot.abort()
+"""
+
+
+@pytest.mark.parametrize("ending", ["kill", "close", "exit"])
+def test_what_was_lent_stays_for_a_while(
+    pool_path: Path, start_child: Callable[..., Child], ending: str
+) -> None:
+    """However the lender ends. When what others held is free again, and what was lent for a moment,
+    what was lent for an hour is not."""
+    with Pool.open(pool_path, size=8 * MIB, heartbeat_ms=10) as pool:
+        children = [start_child(LENDS, pool_path, s, ending) for s in ("3600", "0", "0.2")]
+        for child in children:
+            child.expect("lent")
+        assert pool.stats()["writing"] == 3
+        for child in children:
+            child.kill() if ending == "kill" else child.finish()
+        wait_until(lambda: pool.stats()["writing"] == 1)
+        wait_until(lambda: pool.stats()["leased"] <= 1)
+        time.sleep(0.1)  # some heartbeats
+        assert pool.stats()["writing"] == 1
+    # The next process of the host cannot know since when: it waits for dead_after at most.
+    with Pool.attach(pool_path, dead_after_ms=200, heartbeat_ms=10) as pool:
+        assert pool.stats()["writing"] == 0
+        assert pool.contains([b"lent 3600", b"lent 0", b"lent 0.2"]) == [True, True, True]
+        assert pool.check().ok
+
+
+def test_lend_refuses_nonsense(pool_path: Path) -> None:
+    with Pool.open(pool_path, size=8 * MIB) as pool:
+        for seconds in (-1, 3601):
+            with pytest.raises(InvalidArgumentError, match="give 0 to 3600"):
+                pool.lend(seconds)
+        pool.lend(60)
+        pool.lend(0)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 ABANDONED_S = 60.0
 """How long after its lapse a write reservation waits for another writer of its key."""
+LENT_S = 60.0
+"""How long engines that map the pool may go on with a copy when their server has died."""
 
 
 Written: TypeAlias = "tuple[ObjectKey, Staged]"
@@ -60,11 +62,17 @@ class BelugaL1:
     """
 
     def __init__(
-        self, config: L1ManagerConfig, pool: Pool, *, verify: bool = False, prefault: bool = False
+        self,
+        config: L1ManagerConfig,
+        pool: Pool,
+        *,
+        verify: bool = False,
+        prefault: bool = False,
+        lends: bool = False,
     ) -> None:
         """Takes ``pool`` over and closes it. ``verify``: the pool compares checksums at each look,
         so that shared leases are not looked at more often than need be. ``prefault``: GPUs are to
-        reach all of the pool soon."""
+        reach all of the pool soon. ``lends``: engines map the pool, and copy by themselves."""
         self._config = config
         self._pool = pool
         self._id = next_l1_manager_id()
@@ -91,6 +99,9 @@ class BelugaL1:
         self._writes = WriteReservations(config.write_ttl_seconds)
         self._depths = PrefixDepths()
         self._closed = False
+        self._lends = lends
+        if lends:
+            pool.lend(LENT_S)
         register_gauges(self, pool)
         logger.info("the L1 is pool %s, as host %d", pool.uuid, pool.host_id)
 
@@ -503,6 +514,8 @@ class BelugaL1:
         if self._closed:
             return
         self._closed = True
+        if self._lends:
+            self._pool.close()  # first, so that what engines are copying stays theirs
         self._reads.close()
         for obj in self._writes.close():
             self._memory.release(obj)

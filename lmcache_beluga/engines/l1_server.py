@@ -40,7 +40,13 @@ def serve(settings: Settings, arguments: Sequence[str]) -> None:
         more = _defaults(options, pool)
 
         def make(config: L1ManagerConfig) -> BelugaL1:
-            return BelugaL1(config, pool, verify=settings.verify, prefault=settings.prefault)
+            return BelugaL1(
+                config,
+                pool,
+                verify=settings.verify,
+                prefault=settings.prefault,
+                lends="--shm-name" in more,
+            )
 
         l1_hook.install(make)
         prefer_whole_chunks()

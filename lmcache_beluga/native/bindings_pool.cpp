@@ -266,6 +266,7 @@ void bind_pool(nb::module_& m) {
              nb::gil_scoped_release unlocked;
              return p->hold_pages();
            })
+      .def("lend", [](const PoolPtr& p, std::uint32_t ms) { p->lend(ms); }, "ms"_a)
       .def("extent_of",
            [](const PoolPtr& p, std::uint32_t slot) {
              const PoolMemory& memory = *p->context().pool;

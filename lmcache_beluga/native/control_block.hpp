@@ -75,7 +75,8 @@ struct alignas(kLine) ProcessEntry {
   std::uint64_t died;  // boot_ms at which its death was first seen without a pidfd to confirm it; 0: not yet
   std::uint32_t holds_pages;  // 1: a GPU reaches the pool's pages by their physical addresses, which must stay
   std::uint32_t drops_pages;  // how many threads look at holds_pages, or give pages back, right now
-  std::uint8_t zeros[24];
+  std::uint32_t lends_ms;     // how long others may go on using its slots and leases when it is gone; 0: nobody does
+  std::uint8_t zeros[20];
   Counters counters;
 };
 static_assert(sizeof(ProcessEntry) == 512);

@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -130,22 +131,25 @@ Membership::~Membership() {
 }
 
 bool process_has_ended(ProcessEntry& entry, std::uint32_t dead_after_ms) {
+  const std::uint32_t lent_ms = Coherent::load(&entry.lends_ms);
+  std::uint32_t quarantine_ms = std::max(dead_after_ms, lent_ms);
   if (entry.pid_namespace == own_pid_namespace()) {
     const int says = pidfd_says(entry.pid);
-    if (says == 1) return true;
-    // Another process may have got the pid meanwhile.
     if (says == 0) {
       const std::uint64_t started = start_time(entry.pid);
-      return started != 0 && started != entry.started;
+      // Another process may have got the pid meanwhile.
+      if (started == 0 || started == entry.started) return false;
     }
+    if (says >= 0) quarantine_ms = lent_ms;
   }
+  if (quarantine_ms == 0) return true;
   const std::uint64_t now = boot_ms();
   const std::uint64_t died = Coherent::load(&entry.died);
   if (died == 0) {
     Coherent::store(&entry.died, now);
     return false;
   }
-  return now - died >= dead_after_ms;
+  return now - died >= quarantine_ms;
 }
 
 void describe_process(ProcessEntry& entry) {
@@ -153,6 +157,7 @@ void describe_process(ProcessEntry& entry) {
   entry.started = start_time(entry.pid);
   entry.pid_namespace = own_pid_namespace();
   Coherent::store(&entry.died, std::uint64_t{0});
+  Coherent::store(&entry.lends_ms, std::uint32_t{0});
   Coherent::store(&entry.state, std::uint32_t{1});
 }
 

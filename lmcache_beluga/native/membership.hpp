@@ -33,7 +33,8 @@ Membership join_host(const PoolMemory& pool, const AttachOptions& options);
 
 /// Has the process of this entry, whose lock is free, really ended? Robust locks and file locks are released
 /// before a GPU is closed, so DMA may go on until the pidfd says that the process is gone. Where its pid cannot
-/// be seen (another pid namespace) a quarantine of dead_after has to do.
+/// be seen (another pid namespace) a quarantine of dead_after has to do. One that lent what it held has ended when
+/// its borrowers have had their time.
 bool process_has_ended(ProcessEntry& entry, std::uint32_t dead_after_ms);
 
 /// Fills an entry with this process.

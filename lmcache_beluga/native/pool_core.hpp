@@ -129,6 +129,9 @@ class PoolCore {
   /// may be registered with a GPU. False: except one that was about to; then only those of an extent in which this
   /// process holds a lease or a slot meanwhile.
   virtual bool hold_pages() = 0;
+  /// From now on, processes that are not attached use slots and leases of this one. When it ends while it holds any,
+  /// in whichever way, they have `ms` until somebody else may have them.
+  virtual void lend(std::uint32_t ms) = 0;
   /// Chunks from slot `cursor` on, at most `most`; `cursor` moves on, and past the last slot at the end.
   virtual std::vector<Entry> list(std::uint32_t& cursor, std::size_t most) = 0;
   virtual CheckReport check() = 0;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <functional>
@@ -75,12 +76,21 @@ class Presence {
       const bool last = lock && alone();
       if (last && whole) self_.heartbeat.leave();
       if (last && context_.control->linked()) unlink(context_.control->path().c_str());
+      member_.alive.release();
+      member_.attached.release();
     } catch (const std::exception&) {
-      // The locks go with the descriptors, and the next process sweeps what was left.
+      part();
     }
+  }
+
+  /// Leaves everything as it is: the next process sweeps it once this one has ended.
+  void part() noexcept {
+    parted_.store(true, std::memory_order_release);
     member_.alive.release();
     member_.attached.release();
   }
+  /// Was anything left behind, which is not this process's to give back any more?
+  bool parted() const noexcept { return parted_.load(std::memory_order_acquire); }
 
   /// Has no other process of the host a living owner?
   bool alone() const {
@@ -190,6 +200,7 @@ class Presence {
     }
     if (p + 1 != context_.process) context_.count(Count::swept_processes);  // not one that leaves in order
     V::store(&entry.holds_pages, std::uint32_t{0});
+    V::store(&entry.lends_ms, std::uint32_t{0});
     V::store(&entry.drops_pages, std::uint32_t{0});
     V::store(&entry.state, std::uint32_t{0});
   }
@@ -198,6 +209,7 @@ class Presence {
   PoolProcess<V>& self_;
   HostContext& context_;
   Closure& closure_;
+  std::atomic<bool> parted_{false};
   std::function<void()> also_;
   std::mutex mutex_;
   std::condition_variable wake_;

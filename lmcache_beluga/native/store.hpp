@@ -85,7 +85,7 @@ class Store final : public PoolCore {
   }
 
   void release(const std::shared_ptr<Lease>& lease) noexcept override {
-    if (context_.forks != fork_generation()) return;
+    if (context_.forks != fork_generation() || presence_.parted()) return;
     leases_.release(lease);
   }
 
@@ -148,7 +148,7 @@ class Store final : public PoolCore {
       check_open();
     } catch (...) {
       // In a forked child the slot is the parent's.
-      if (context_.forks == fork_generation()) slots_.abandon(slot.number, slot.generation);
+      if (context_.forks == fork_generation() && !presence_.parted()) slots_.abandon(slot.number, slot.generation);
       throw;
     }
     return publish(slot, {key.prints[0], key.record(0), meta, size, depth}, PayloadWrite::cached, lease);
@@ -157,7 +157,7 @@ class Store final : public PoolCore {
   void abandon(const Slot& slot) noexcept override {
     if (context_.forks != fork_generation()) return;
     const Outstanding done(*this);
-    slots_.abandon(slot.number, slot.generation);
+    if (!presence_.parted()) slots_.abandon(slot.number, slot.generation);
   }
 
   void put(const KeyBatch& keys, std::span<const std::span<const std::byte>> sources,
@@ -307,6 +307,12 @@ class Store final : public PoolCore {
     return self_.extents.hold_pages(context_.options.lock_timeout_ms);
   }
 
+  void lend(std::uint32_t ms) override {
+    check_open();
+    V::store(&context_.control->process(context_.process - 1).lends_ms, ms);
+    lends_.store(ms != 0, std::memory_order_release);
+  }
+
   std::vector<Entry> list(std::uint32_t& cursor, std::size_t most) override {
     check_open();
     return walk_.list(cursor, most);
@@ -331,6 +337,10 @@ class Store final : public PoolCore {
   void close() noexcept override {
     if (context_.forks != fork_generation() || !presence_.stop()) return;
     pins_.forget();
+    if (lends_.load(std::memory_order_acquire) && (outstanding_.load() != 0 || leases_.count() != 0)) {
+      presence_.part();
+      return;
+    }
     // Somebody may still be writing into a reserved slot: the membership, which keeps the slot from being
     // reused, then ends with the last reservation.
     std::atomic_thread_fence(std::memory_order_seq_cst);
@@ -515,6 +525,7 @@ class Store final : public PoolCore {
 
   std::atomic<std::uint64_t> outstanding_{0};  // slots reserved and neither published nor abandoned
   std::atomic<bool> retiring_{false};
+  std::atomic<bool> lends_{false};
 };
 
 }  // namespace beluga

@@ -8,12 +8,14 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from lmcache.v1.distributed import storage_manager
 from lmcache.v1.distributed.l1_manager import L1Manager
 from mp_servers import (
+    CHUNK,
     MIB,
     NBYTES,
     OPTIONS,
@@ -134,6 +136,46 @@ def test_what_a_killed_server_has_locked_can_be_evicted(servers: Servers) -> Non
             pool.put(b"%d" % number, bytes(NBYTES))
         assert pool.stats()["evictions"] >= prompt.chunks
         one.close()
+
+
+def test_an_engine_writes_on_after_its_server_has_died(tmp_path: Path) -> None:
+    """It maps the pool and knows of no death: its slot must not be another chunk's by then."""
+    servers = Servers(tmp_path, Path(f"/dev/shm/lmcache_l1_pool_beluga-test-{uuid.uuid4().hex}"))
+    Pool.format(servers.pool, size=2 * MIB, extent_size=MIB, chunk_hint=NBYTES)
+    try:
+        started = [servers.start() for _ in range(3)]
+        survivor = engine(started[2].wait())
+        writers: list[MPEngine] = []  # with them goes what they have mapped
+        slots: list[Any] = []
+        for server, end in zip(started, (server_killed, server_stopped), strict=False):
+            writers.append(engine(server.wait()))
+            writer = writers[-1]
+            prompt = Prompt()
+            context: Any = writer._context
+            key = writer._key(prompt.tokens, request(), 0, prompt.chunks * CHUNK, "", worker=0)
+            mapped, _ = context._engine_driven_context.prepare_store(key, writer._instance)
+            assert len(mapped) == prompt.chunks
+            slots += mapped
+            end(server)
+        prompts = [Prompt(12) for _ in range(2 * MIB // NBYTES // 12 + 1)]
+        for prompt in prompts:
+            compute(survivor, prompt)
+        assert started[2].l1()["pool"]["host"]["evictions"] > 0  # it had to look for room
+        assert started[2].l1()["pool"]["host"]["writing"] == len(slots)
+        for slot in slots:
+            slot.fill_(1)
+        assert sum(load(survivor, prompt) for prompt in prompts) > 0  # each byte compared
+    finally:
+        servers.close()
+        servers.pool.unlink()
+
+
+def server_killed(server: MPServer) -> None:
+    server.kill()
+
+
+def server_stopped(server: MPServer) -> None:
+    assert server.stop() in (0, -15)
 
 
 def test_a_server_that_cannot_start(folder: Path, tmp_path: Path) -> None:
