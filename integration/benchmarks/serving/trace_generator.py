@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from .trace_file import BLOCK_TOKENS, TraceRequest, blocks_of
 
@@ -107,7 +108,7 @@ def _prefix(
 
 
 def _arrivals(shape: TraceShape, draw: np.random.Generator) -> list[int]:
-    gaps = np.full(shape.requests, 1.0)
+    gaps: npt.NDArray[np.float64] = np.ones(shape.requests)
     if shape.burstiness > 0:
         among = shape.burstiness**-2
         gaps = draw.gamma(among, 1 / among, shape.requests)

@@ -71,13 +71,14 @@ def phases(scale: Scale, repeat: int, shape: ChatShape | None = None) -> list[Ph
     said: list[list[Tokens]] = [[system, source.draw(shape.first)] for _ in _all(shape)]
     turns = [_turn(shape, 0, said, source, asked)]
     arrivals: list[list[float | None]] = [[None] * shape.conversations]
-    pause = np.zeros(shape.conversations)
+    moments = [0.0] * shape.conversations
     for _ in range(1, shape.turns):
         for talk in said:
             talk += [source.draw(shape.answer), source.draw(shape.turn)]
         turns.append(_turn(shape, len(turns), said, source, asked))
-        pause = pause + thinking.exponential(shape.think_s, shape.conversations)
-        arrivals.append(pause.tolist() if shape.think_s else [None] * shape.conversations)
+        thought = thinking.exponential(shape.think_s, shape.conversations).tolist()
+        moments = [moment + one for moment, one in zip(moments, thought, strict=True)]
+        arrivals.append([moment if shape.think_s else None for moment in moments])
     axes = {"conversations": float(shape.conversations)}
     return [
         Phase(
