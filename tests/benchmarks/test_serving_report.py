@@ -351,7 +351,7 @@ both of all tokens of prompts.
 | phase | backend | TTFT ms mean | p50 (of repeats) | p99 | TPOT ms | requests/s | tokens/s \
 | stored GiB | loaded GiB | CPU s | hit | reuse | flags |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-| all-hit 32K | beluga | 200 | 200 (180-220) | 220 | 10.0 | 3.73 | 122,262 | 0.00 | 4.00 | 2.00 \
+| all-hit 32K | beluga | 200 | 200 (180-220) | 220 | 10.0 | 3.72 | 122,062 | 0.00 | 4.00 | 2.00 \
 | 100 % | 100 % |  |
 | all-hit 32K | redis | 10,000 | 10,000 | 10,000 | 10.0 | 0.10 | 3,255 | 4.00 | 0.00 | 2.00 | 0 % \
 | 100 % | hit 0 of 32768 tokens that could be hit |
@@ -372,7 +372,7 @@ def test_markdown(tmp_path: Path) -> None:
     made += [phase("redis", "all-hit 32K", [10.0], reuse=1.0)]
     one = results(tmp_path, *made, skipped={"mooncake": "no mooncake_master"})
 
-    assert markdown([one]) == GOLDEN
+    assert markdown([one]).splitlines() == GOLDEN.splitlines()
 
 
 def test_all_tables_are_whole(tmp_path: Path) -> None:

@@ -255,6 +255,32 @@ def test_replay_begins_where_it_is_told(scale: Scale) -> None:
     assert all(r.reused_tokens < 8 for r in phase.requests)
 
 
+def test_replay_after_what_came_before(scale: Scale) -> None:
+    """What the first two requests have in common with the third is stored, and nothing else."""
+    cold, warm = (
+        workload_trace_phases(scale, trace.Replay(skip=2, warm=warm)) for warm in (False, True)
+    )
+    before, after = warm
+
+    assert [phase.measured for phase in warm] == [False, True]
+    assert [request.prompt for request in before.requests] == [cold[0].requests[0].prompt[:512]]
+    assert [r.prompt for r in after.requests] == [r.prompt for r in cold[0].requests]
+    assert after.requests[0].reused_tokens == 512
+    assert after.name == "small, 2 requests after 2, warm"
+
+
+def test_what_came_before_is_stored_once(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    ids = [(0, 1, 2), (7,), (0, 1), (0, 1, 2, 3), (0, 9), (8,)]
+    write_trace(path, [TraceRequest(0, 512 * len(one), 1, one) for one in ids])
+    scale = Scale(trace=path)
+    before, after = workload_trace_phases(scale, trace.Replay(skip=2, warm=True, longest=1101))
+
+    assert [len(request.prompt) for request in before.requests] == [1100]
+    assert [len(request.prompt) for request in after.requests] == [1024, 1100, 1024, 512]
+    assert [r.reused_tokens // 8 * 8 for r in after.requests] == [1024, 1096, 512, 0]
+
+
 def test_replay_without_a_trace_says_so() -> None:
     with pytest.raises(trace.TraceError, match="name one"):
         made("trace", Scale())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 NAME = "trace"
 
+#: Requests at a time that store what was asked before.
+_AT_ONCE = 4
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -22,6 +26,8 @@ class Replay:
     Attributes:
         count: requests; None: all.
         skip: requests at the beginning of the file that are left out.
+        warm: what replayed prompts have in common with those that ``skip`` leaves out is stored
+            before, in a phase without a row: a cache that has been in use, instead of an empty one.
         time_scale: what arrival times are multiplied with: 0.5 is twice as fast.
         length_scale: what lengths of prompts and answers are multiplied with. Blocks are scaled,
             so that common prefixes remain.
@@ -32,6 +38,7 @@ class Replay:
 
     count: int | None = None
     skip: int = 0
+    warm: bool = False
     time_scale: float = 1.0
     length_scale: float = 1.0
     longest: int | None = None
@@ -58,41 +65,62 @@ def phases(scale: Scale, repeat: int, replay: Replay | None = None) -> list[Phas
     replay = replay or Replay.of(scale)
     if scale.trace is None:
         raise TraceError("the workload trace replays a file: name one, or generate one")
+    source = TokenSource(scale.vocabulary, scale.seed, NAME, repeat)
     trace = read_trace(scale.trace, replay.count, replay.skip)
-    requests = replayed(trace, replay, TokenSource(scale.vocabulary, scale.seed, NAME, repeat))
-    return [
-        Phase(
-            NAME,
-            f"{scale.trace.stem}, {len(requests)} requests",
-            requests,
-            concurrency=len(requests),
-            axes={"requests": float(len(requests))},
-        )
-    ]
+    blocks, asked = _Blocks(replay, source), Asked()
+    found = []
+    name = f"{scale.trace.stem}, {len(trace)} requests"
+    if replay.skip:
+        name += f" after {replay.skip}"
+    if replay.skip and replay.warm:
+        name += ", warm"
+        before = read_trace(scale.trace, replay.skip)
+        stored = _stored(before, trace, replay, blocks, asked)
+        if stored:
+            found.append(Phase(NAME, f"{name}: before", stored, _AT_ONCE, measured=False))
+    requests = _replayed(trace, replay, blocks, asked)
+    axes = {"requests": float(len(requests))}
+    return [*found, Phase(NAME, name, requests, concurrency=len(requests), axes=axes)]
 
 
-def replayed(trace: list[TraceRequest], replay: Replay, source: TokenSource) -> tuple[Request, ...]:
+class _Blocks:
+    """The tokens of a trace's ids, cut and scaled as the replay says."""
+
+    def __init__(self, replay: Replay, source: TokenSource) -> None:
+        self.size = max(round(BLOCK_TOKENS * replay.length_scale), 1)
+        self._source = source
+        self._known: dict[int, Tokens] = {}
+
+    def scaled(self, tokens: int) -> int:
+        """Of a prompt or an answer."""
+        blocks, rest = divmod(tokens, BLOCK_TOKENS)
+        return max(blocks * self.size + round(rest * self.size / BLOCK_TOKENS), 1)
+
+    def prompt(self, ids: Sequence[int], tokens: int) -> tuple[int, ...]:
+        """The first so many tokens of these blocks."""
+        used = ids[: -(-tokens // self.size)]
+        parts = [self._block(number) for number in used]
+        parts[-1] = parts[-1][: tokens - (len(parts) - 1) * self.size]
+        return self._source.prompt(*parts)
+
+    def _block(self, number: int) -> Tokens:
+        if number not in self._known:
+            self._known[number] = self._source.block(number, self.size)
+        return self._known[number]
+
+
+def _replayed(
+    trace: Sequence[TraceRequest], replay: Replay, blocks: _Blocks, asked: Asked
+) -> tuple[Request, ...]:
     """The requests of a trace; the first arrives at 0."""
-    size = max(round(BLOCK_TOKENS * replay.length_scale), 1)
-    blocks: dict[int, Tokens] = {}
-    asked = Asked()
     found = []
     for one in trace:
-        output = max(round(one.output_length * size / BLOCK_TOKENS), 1)
+        tokens, output = blocks.scaled(one.input_length), blocks.scaled(one.output_length)
         output = min(output, replay.longest_output or output)
         if replay.longest is not None:
             output = min(output, replay.longest - 1)
-        last = one.input_length - (len(one.hash_ids) - 1) * BLOCK_TOKENS
-        tokens = (len(one.hash_ids) - 1) * size + max(round(last * size / BLOCK_TOKENS), 1)
-        if replay.longest is not None:
             tokens = min(tokens, replay.longest - output)
-        parts = []
-        for number in one.hash_ids[: -(-tokens // size)]:
-            if number not in blocks:
-                blocks[number] = source.block(number, size)
-            parts.append(blocks[number])
-        parts[-1] = parts[-1][: tokens - (len(parts) - 1) * size]
-        prompt = source.prompt(*parts)
+        prompt = blocks.prompt(one.hash_ids, tokens)
         found.append(
             Request(
                 prompt,
@@ -101,4 +129,32 @@ def replayed(trace: list[TraceRequest], replay: Replay, source: TokenSource) -> 
                 reused_tokens=asked.reused(prompt),
             )
         )
+    return tuple(found)
+
+
+def _stored(
+    before: Sequence[TraceRequest],
+    trace: Sequence[TraceRequest],
+    replay: Replay,
+    blocks: _Blocks,
+    asked: Asked,
+) -> tuple[Request, ...]:
+    """What ``trace`` has in common with the requests ``before`` it, each beginning once."""
+    known = {block for one in before for block in enumerate(one.hash_ids)}
+    beginnings: set[tuple[int, ...]] = set()
+    for one in trace:
+        places = enumerate(one.hash_ids)
+        depth = next((n for n, block in enumerate(places) if block not in known), None)
+        beginnings.add(one.hash_ids[:depth])
+    longest = sorted(beginnings, key=len, reverse=True)
+    whole: set[tuple[int, ...]] = set()
+    found = []
+    for ids in longest:
+        if ids and ids not in whole:
+            whole |= {ids[:depth] for depth in range(1, len(ids) + 1)}
+            tokens = len(ids) * blocks.size
+            if replay.longest is not None:
+                tokens = min(tokens, replay.longest - 1)
+            prompt = blocks.prompt(ids, tokens)
+            found.append(Request(prompt, 1, reused_tokens=asked.reused(prompt)))
     return tuple(found)
