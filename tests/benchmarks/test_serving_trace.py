@@ -77,7 +77,7 @@ def test_generates_the_reuse_that_was_asked_for(tmp_path: Path, reuse: float) ->
     write_trace(path, trace)
 
     assert read_trace(path) == trace
-    assert reuse_of(trace) == pytest.approx(reuse, abs=0.02)
+    assert reuse_of(trace) == pytest.approx(reuse, abs=0.003)
 
 
 def test_generates_lengths_and_arrivals(tmp_path: Path) -> None:

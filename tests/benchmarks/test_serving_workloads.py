@@ -173,11 +173,13 @@ def test_a_ratio_out_of_range_is_refused(scale: Scale) -> None:
 
 def test_turns_continue_on_the_other_instance(scale: Scale) -> None:
     shape = workload_chat.ChatShape(4, turns=3, system=5, first=20, turn=7, answer=4, think_s=2)
-    first, later = workload_chat.phases(scale, 0, shape)  # type: ignore[arg-type]
+    before, first, later = workload_chat.phases(scale, 0, shape)  # type: ignore[arg-type]
 
     assert (first.instance, later.instance) == (None, None)
     assert len(first.requests) == 4 and len(later.requests) == 8
-    assert len({request.prompt[:5] for request in first.requests}) == 1
+    assert not before.measured
+    assert {request.prompt[:5] for request in first.requests} == {before.requests[0].prompt}
+    assert all(5 <= request.reused_tokens < 5 + 8 for request in first.requests)
     served = {request.prompt: i % 2 for i, request in enumerate(first.requests)}
     for index, request in enumerate(later.requests):
         before = request.prompt[: -7 - 4]
@@ -193,7 +195,7 @@ def test_turns_continue_on_the_other_instance(scale: Scale) -> None:
 
 
 def test_without_think_time_turns_follow_at_once(scale: Scale) -> None:
-    _, later = made("chat", scale)
+    *_, later = made("chat", scale)
 
     assert all(request.arrival_s is None for request in later.requests)
 

@@ -93,7 +93,8 @@ def _nothing_reused(rows: Rows) -> Iterator[Bar]:
 def _floors(rows: Rows, bytes_per_token: int, bus_gbps: float) -> Iterator[Bar]:
     for row in rows.of(*PRIVATE, *PRIVATE.values()):
         tokens = row.axes.get("tokens")
-        if not (is_all_hit(row) and tokens and row.ttft_p50 is not None):
+        documents = row.workload == "documents" and is_all_hit(row)
+        if not (documents and tokens and row.ttft_p50 is not None):
             continue
         floor = tokens * bytes_per_token / (bus_gbps * 1e9)
         value, limited = row.ttft_p50 / floor, row.backend in POOLS

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 NAME = "chat"
 
+#: Tokens of an answer, at least, where there is time for them.
+_ANSWER = 64
+
 
 @dataclass(frozen=True)
 class ChatShape:
@@ -46,7 +49,7 @@ class ChatShape:
 
     @staticmethod
     def of(scale: Scale) -> ChatShape:
-        """With the shortest length as the first prompt, and what is to be generated as answer."""
+        """With the shortest length as the first prompt."""
         length = min(scale.lengths)
         return ChatShape(
             conversations=2 if scale.quick else 8,
@@ -54,12 +57,12 @@ class ChatShape:
             system=length // 4,
             first=length - length // 4,
             turn=max(length // 16, 1),
-            answer=scale.output_tokens,
+            answer=scale.output_tokens if scale.quick else max(scale.output_tokens, _ANSWER),
         )
 
 
 def phases(scale: Scale, repeat: int, shape: ChatShape | None = None) -> list[Phase]:
-    """First turns, then all later ones.
+    """First turns, then all later ones; the system prompt is stored before.
 
     What a model answers is not known before, and differs where arithmetic does. So the answer in a
     next turn's prompt is random tokens, the same for all backends; as many tokens are generated.
@@ -68,6 +71,8 @@ def phases(scale: Scale, repeat: int, shape: ChatShape | None = None) -> list[Ph
     source, asked = TokenSource(scale.vocabulary, scale.seed, NAME, repeat), Asked()
     thinking = np.random.default_rng([scale.seed, repeat])
     system = source.draw(shape.system)
+    known = source.prompt(system)
+    before = Request(known, 1, reused_tokens=asked.reused(known))
     said: list[list[Tokens]] = [[system, source.draw(shape.first)] for _ in _all(shape)]
     turns = [_turn(shape, 0, said, source, asked)]
     arrivals: list[list[float | None]] = [[None] * shape.conversations]
@@ -81,6 +86,7 @@ def phases(scale: Scale, repeat: int, shape: ChatShape | None = None) -> list[Ph
         arrivals.append([moment if shape.think_s else None for moment in moments])
     axes = {"conversations": float(shape.conversations)}
     return [
+        Phase(NAME, "system prompt", (before,), instance=0, measured=False),
         Phase(
             NAME,
             "first turns",
