@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import random
@@ -124,6 +125,14 @@ def percentile(samples: Sequence[float], percent: float) -> float:
     ordered = sorted(samples)
     rank = -(-len(ordered) * percent // 100)
     return ordered[max(0, int(rank) - 1)]
+
+
+def median_interval(samples: Sequence[float]) -> tuple[float, float]:
+    """Between which samples the median lies with 95 % certainty, whatever they are spread like."""
+    ordered = sorted(samples)
+    margin = 0.98 * math.sqrt(len(ordered))
+    first = max(0, math.floor((len(ordered) - 1) / 2 - margin))
+    return ordered[first], ordered[-1 - first]
 
 
 def interleaved(

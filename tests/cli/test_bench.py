@@ -16,7 +16,15 @@ pytest.importorskip("lmcache")
 
 from lmcache_beluga.cli import bench_gpu, bench_redis
 from lmcache_beluga.cli.bench_hammer_worker import Content
-from lmcache_beluga.cli.bench_report import Bar, Row, Section, interleaved, percentile, write_json
+from lmcache_beluga.cli.bench_report import (
+    Bar,
+    Row,
+    Section,
+    interleaved,
+    median_interval,
+    percentile,
+    write_json,
+)
 
 COMMAND = [sys.executable, "-m", "lmcache_beluga", "bench"]
 
@@ -132,6 +140,19 @@ def test_unknown_section() -> None:
     done = subprocess.run([*COMMAND, "speed"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "lookup" in done.stderr
+
+
+def test_interval_of_a_median() -> None:
+    """It holds the median of the population in 95 of 100 draws, or a little more."""
+    draw = np.random.default_rng(7)
+    for count in (15, 25, 75):
+        held = 0
+        for _ in range(1000):
+            low, high = median_interval(list(draw.lognormal(0.0, 1.0, count)))  # median 1
+            held += low <= 1.0 <= high
+        assert 930 <= held <= 990
+    assert median_interval([3.0]) == (3.0, 3.0)
+    assert median_interval([1.0, 2.0]) == (1.0, 2.0)
 
 
 def test_percentiles() -> None:

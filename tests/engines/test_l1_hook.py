@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from l1_pair import LAYOUT, config
@@ -10,7 +13,8 @@ from lmcache.v1.distributed import internal_api, l1_manager, storage_manager
 from lmcache.v1.distributed.api import MemoryLayoutDesc
 from lmcache.v1.multiprocess.engine_context import LayoutDescRegistry
 
-from lmcache_beluga.engines import l1_hook
+from lmcache_beluga.config import Settings
+from lmcache_beluga.engines import l1_hook, l1_server
 from lmcache_beluga.errors import UnsupportedError
 
 register = LayoutDescRegistry.register
@@ -93,3 +97,22 @@ def test_engines_that_register_otherwise_are_refused(monkeypatch: pytest.MonkeyP
         with pytest.raises(UnsupportedError, match="does not make or use its L1"):
             l1_hook.install(L1)  # type: ignore[arg-type]
         assert LayoutDescRegistry.register is register_all
+
+
+def test_a_server_spares_the_collector_what_it_imported(
+    monkeypatch: pytest.MonkeyPatch, pool: Path
+) -> None:
+    """Else full collections stop all requests now and then."""
+    frozen = []
+
+    def lmcache(arguments: list[str]) -> None:
+        storage_manager.L1Manager(config()).close()
+        frozen.append(gc.get_freeze_count())
+
+    monkeypatch.setattr(l1_server, "lmcache", lmcache)
+    monkeypatch.setattr(l1_server, "prefer_whole_chunks", lambda: None)
+    try:
+        l1_server.serve(dataclasses.replace(Settings.from_environ(), pool=pool, size=16 << 20), [])
+    finally:
+        gc.unfreeze()
+    assert frozen[0] > 100_000

@@ -27,8 +27,10 @@ _START_S = 120.0
 def test_servers_killed_at_random(
     shm_dir: Path, tmp_path: Path, schedule: Schedule, hosts: int
 ) -> None:
-    """As two processes of one host, and as two hosts that keep nothing coherent."""
-    pool_path = shm_dir / "pool"
+    """As two processes of one host, whose pool engines map, so that they outlive their server in
+    the middle of a copy; and as two hosts that keep nothing coherent."""
+    mapped = Path(f"/dev/shm/lmcache_l1_pool_{shm_dir.name}")
+    pool_path = mapped if hosts == 1 else shm_dir / "pool"
     geometry = {"size": 32 * _MIB, "extent_size": _MIB, "chunk_hint": NBYTES, "max_hosts": hosts}
     visibility = "coherent" if hosts == 1 else "noncoherent"
     Pool.format(pool_path, visibility=visibility, **geometry)
@@ -64,6 +66,7 @@ def test_servers_killed_at_random(
         assert pool.check().ok
     for pool in pools:
         pool.close()
+    mapped.unlink(missing_ok=True)
 
 
 def _wait(seat: Seat) -> None:
