@@ -20,13 +20,14 @@ from lmcache.v1.storage_backend.local_cpu_backend import LocalCPUBackend
 from lmcache_beluga.config import Settings
 from lmcache_beluga.engines import lmcache_hooks
 from lmcache_beluga.engines.allocator import PoolAllocator
+from lmcache_beluga.engines.attached_gauge import set_attached
 from lmcache_beluga.engines.clearing import remove_chunks_of
 from lmcache_beluga.engines.engine_reach import EngineReach
 from lmcache_beluga.engines.layerwise_gaps import storing_after_a_gap
 from lmcache_beluga.engines.layout import Layout, LayoutCodec
 from lmcache_beluga.engines.prefix_depths import PrefixDepths
 from lmcache_beluga.engines.reader import ChunkReader
-from lmcache_beluga.engines.trouble import TroubleLog, logger
+from lmcache_beluga.engines.trouble import TroubleLog, log_as_lmcache, logger
 from lmcache_beluga.engines.vllm_version import moves_half
 from lmcache_beluga.engines.writer import ChunkWriter
 from lmcache_beluga.errors import BelugaError, KeySchemeError, UnsupportedError
@@ -78,6 +79,7 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
             local_cpu_backend=local_cpu_backend,
             loop=loop,
         )
+        log_as_lmcache()
         try:
             settings = Settings.from_extra_config(config.extra_config, os.environ)
             if wrong := moves_half(torch.device(dst_device).type, metadata.use_mla):
@@ -85,6 +87,7 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
             self._pool = self._open(settings)
             self._reach = self._connect(torch.device(dst_device), settings.prefault)
         except BelugaError as error:
+            self._tell_attached(False)
             logger.error(
                 "LMCache goes on without the storage backend of lmcache-beluga. %s: %s",
                 type(error).__name__,
@@ -106,7 +109,11 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
         parts = (self._pool, self._codec, self.memory_allocator, self._trouble)
         self._reader = ChunkReader(*parts, self._reach)
         self._writer = ChunkWriter(*parts)
+        self._tell_attached(True)
         logger.info("attached to pool %s as %s", self._pool.uuid, metadata.role)
+
+    def _tell_attached(self, attached: bool) -> None:
+        set_attached(self.metadata.model_name, self.metadata.worker_id, attached)
 
     def _take_hooks(self) -> bool:
         unfit = lmcache_hooks.install()
@@ -508,6 +515,7 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
         if self._closed:
             return
         self._closed = True
+        self._tell_attached(False)
         self._prefetch_pins.clear()
         self.memory_allocator.close()
         self._reach.close()
@@ -517,3 +525,5 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
         # After close, misses are what LMCache asked for.
         if not self._closed:
             self._trouble.failed(operation, error)
+            if self._pool.closed:
+                self._tell_attached(False)

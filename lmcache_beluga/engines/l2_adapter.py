@@ -21,7 +21,7 @@ from lmcache_beluga.engines.l2_usage import PoolUsage
 from lmcache_beluga.engines.layout import LayoutCodec
 from lmcache_beluga.engines.prefix_depths import PrefixDepths, first_row
 from lmcache_beluga.engines.refusals import say_refused
-from lmcache_beluga.engines.trouble import TroubleLog, logger
+from lmcache_beluga.engines.trouble import TroubleLog, log_as_lmcache, logger
 from lmcache_beluga.errors import BelugaError
 from lmcache_beluga.pool import Pool, PutResult
 
@@ -71,6 +71,7 @@ class BelugaL2Adapter(L2AdapterInterface):  # type: ignore[misc]
     def __init__(
         self, config: BelugaL2AdapterConfig, l1_memory_desc: L1MemoryDesc | None = None
     ) -> None:
+        log_as_lmcache()
         arguments = config.settings.pool_arguments()
         # A server copies for all engines of its machine.
         arguments["copy_threads"] = arguments["copy_threads"] or min(

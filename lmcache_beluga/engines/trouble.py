@@ -6,9 +6,22 @@ import logging
 import threading
 import time
 
+from lmcache.logging import CustomFormatter, get_log_level
+
 logger = logging.getLogger("lmcache_beluga")
 
 QUIET_S = 60.0
+
+
+def log_as_lmcache() -> None:
+    """Where nobody has said what becomes of log messages, as in vLLM, write them as LMCache does
+    its own. Without that, Python prints bare warnings, and nothing of lesser weight."""
+    if logger.hasHandlers():
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(CustomFormatter())
+    logger.addHandler(handler)
+    logger.setLevel(min(get_log_level(), logging.WARNING))
 
 
 class TroubleLog:

@@ -66,6 +66,12 @@ def serving(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="session")
-def pair(serving: Serving) -> Pair:
-    """Two instances on one pool. A test that ends them starts them again."""
+def pair_as_it_is(serving: Serving) -> Pair:
     return Pair(serving)
+
+
+@pytest.fixture
+def pair(pair_as_it_is: Pair) -> Pair:
+    """Two instances on one pool; both serve, whatever the last test has left of them."""
+    pair_as_it_is.restore()
+    return pair_as_it_is

@@ -10,7 +10,7 @@ import yaml
 from tiny_llama import VOCABULARY, write_checkpoint
 from vllm_server import IN_PROCESS, VLLM
 
-from lmcache_beluga import Pool
+from lmcache_beluga import CheckReport, Pool
 
 CHUNK = 256
 TAIL = 40
@@ -65,8 +65,8 @@ class Pair:
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
-        self.pool = serving.pool
         self._starts = 0
+        self.pool = serving.pool
         self.alone = serving.start("alone", connector=None)
         self.first, self.second = self._start("first"), self._start("second")
         for instance in (self.alone, self.first, self.second):
@@ -76,11 +76,12 @@ class Pair:
         self._starts += 1
         return self._serving.start(f"{name}-{self._starts}")
 
-    def restart(self) -> None:
-        """End both, whatever state they are in, and start both."""
-        self.first.stop()
-        self.second.stop()
-        self.first, self.second = self._start("first"), self._start("second")
+    def restore(self) -> None:
+        """Start those again that have ended."""
+        if self.first.ended:
+            self.first = self._start("first")
+        if self.second.ended:
+            self.second = self._start("second")
         self.first.wait()
         self.second.wait()
 
@@ -113,6 +114,6 @@ def stats(pool: Path) -> dict[str, int]:
         return found.stats()
 
 
-def told(instance: VLLM, *words: str) -> list[str]:
-    """Lines of an instance's log that have all of these words."""
-    return [line for line in instance.said.splitlines() if all(word in line for word in words)]
+def check(pool: Path) -> CheckReport:
+    with Pool.open(pool) as found:
+        return found.check()

@@ -32,7 +32,10 @@ STEP_TOKENS = 512
 REQUESTS = 32
 """That one instance works on at a time."""
 
-IN_PROCESS = {"kv_connector": "LMCacheConnectorOnCPU", "kv_connector_module_path": "lmcache_on_cpu"}
+BLOCKS = 512
+"""Of vLLM's own KV cache: 64 thousand tokens."""
+
+IN_PROCESS = {"kv_connector": "LMCacheConnectorV1", "kv_connector_module_path": "lmcache_on_cpu"}
 
 ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
@@ -79,6 +82,8 @@ class VLLM:
         # Not pytest's: sockets lie in it, and their paths must be short.
         self._folder = Path(tempfile.mkdtemp(prefix="bv-"))
         self._memory: set[str] = set()
+        self.pause = self._folder / "pause"
+        """While this file exists, stores do not come to an end."""
         metrics = self._folder / "metrics"
         metrics.mkdir()
         environment = {
@@ -87,6 +92,7 @@ class VLLM:
             "TMPDIR": str(self._folder),
             "PROMETHEUS_MULTIPROC_DIR": str(metrics),
             "VLLM_CACHE_ROOT": str(cache),
+            "BELUGA_TEST_PAUSE": str(self.pause),
         }
         if lmcache is not None:
             environment["LMCACHE_CONFIG_FILE"] = str(lmcache)
@@ -98,6 +104,7 @@ class VLLM:
         command += ["--served-model-name", "tiny", "--skip-tokenizer-init", "--enforce-eager"]
         command += ["--max-model-len", str(CONTEXT), "--max-num-seqs", str(REQUESTS)]
         command += ["--max-num-batched-tokens", str(STEP_TOKENS), "--enable-prompt-tokens-details"]
+        command += ["--num-gpu-blocks-override", str(BLOCKS)]
         if "--block-size" not in arguments:
             command += ["--block-size", str(BLOCK)]
         with log.open("wb") as output:
@@ -115,11 +122,19 @@ class VLLM:
         """Its log so far, without colours."""
         return re.sub(r"\x1b\[[0-9;]*m", "", self._log.read_text(errors="replace"))
 
+    def told(self, *words: str) -> list[str]:
+        """Lines of its log that have all of these words."""
+        return [line for line in self.said.splitlines() if all(word in line for word in words)]
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
     def wait(self) -> VLLM:
         """Until it serves."""
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
-            assert self.process.poll() is None, f"{self.name} ended:\n{self.said[-3000:]}"
+            assert not self.ended, f"{self.name} ended:\n{self.said[-3000:]}"
             with contextlib.suppress(OSError):
                 self._ask("/health", timeout=5)
                 return self
@@ -167,7 +182,7 @@ class VLLM:
 
     def stop(self) -> None:
         """In order, as far as it does so in time."""
-        if self.process.poll() is None:
+        if not self.ended:
             self._note_memory()
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
