@@ -8,9 +8,13 @@ import time
 
 from lmcache.logging import CustomFormatter, get_log_level
 
+from lmcache_beluga.errors import PoolClosedError
+
 logger = logging.getLogger("lmcache_beluga")
 
 QUIET_S = 60.0
+
+_CLOSED = PoolClosedError.__name__
 
 
 def log_as_lmcache() -> None:
@@ -53,10 +57,11 @@ class TroubleLog:
         if times := self.due(kind):
             logger.error(
                 "%s failed (%d times since last reported); LMCache goes on without the pool's "
-                "chunks: %s: %s",
+                "chunks: %s: %s%s",
                 operation,
                 times,
                 type(error).__name__,
                 error,
+                ". Restart this engine to use the pool again" if kind == _CLOSED else "",
                 exc_info=None if ours else error,
             )

@@ -41,8 +41,8 @@ def vllm_python() -> str:
     python = os.environ.get(VARIABLE)
     if not python:
         pytest.skip(
-            "no vLLM: make it with tests/vllm_serve/install .vllm, and set "
-            f"{VARIABLE}=$PWD/.vllm/bin/python"
+            "no vLLM: make it with tests/vllm_serve/install .venv-vllm, and set "
+            f"{VARIABLE}=$PWD/.venv-vllm/bin/python"
         )
     command = [python, "-c", "import importlib.util as u; print(u.find_spec('lmcache_beluga'))"]
     found = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=60, check=True)

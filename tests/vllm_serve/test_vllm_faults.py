@@ -28,8 +28,11 @@ def test_serves_without(pair: Pair, instances: dict[str, tuple[Path, VLLM]], wha
         assert answer.tokens == pair.alone.complete(tokens).tokens
         assert answer.cached == 0
         instance.forget()
-    said = instance.told("LMCache goes on without the storage backend of lmcache-beluga")
+    said = instance.told(
+        "LMCache ERROR: LMCache goes on without the storage backend of lmcache-beluga"
+    )
     assert len(said) == 1 and str(path) in said[0]
+    assert instance.metric("lmcache_beluga:attached") == 0
     assert instance.metric("vllm:external_prefix_cache_queries_total") > 0
     assert instance.metric("vllm:external_prefix_cache_hits_total") == 0
     instance.stop()

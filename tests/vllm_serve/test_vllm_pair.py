@@ -29,6 +29,8 @@ def records(pool: Path) -> set[bytes]:
 def test_hit_in_the_other_instance(pair: Pair) -> None:
     """The tokens are those of a vLLM without LMCache; pool and vLLM have counted where the KV came
     from."""
+    assert pair.first.told("LMCache INFO", "attached to pool")
+    assert pair.first.metric("lmcache_beluga:attached") == 1
     tokens = prompt(1)
     wanted = pair.alone.complete(tokens)
     before = stats(pair.pool)
@@ -140,7 +142,8 @@ def test_pool_formatted_under_the_instances(pair: Pair) -> None:
         answer = pair.second.complete(tokens)
         assert (answer.tokens, answer.cached) == (wanted.tokens, 0)
         pair.second.forget()
-    said = pair.second.told("lmcache-beluga") + pair.second.told("PoolClosedError")
-    assert said == ""
+    (said,) = pair.second.told("LMCache ERROR", "PoolClosedError")
+    assert "formatted anew" in said and "Restart this engine" in said
+    assert pair.second.metric("lmcache_beluga:attached") == 0
     pair.first.stop()
     pair.second.stop()
