@@ -19,7 +19,7 @@ from lmcache_beluga.engines.l1 import BelugaL1
 from lmcache_beluga.engines.l1_copy_path import prefer_whole_chunks
 from lmcache_beluga.engines.l1_hashing import ADVICE, server_hash_scheme
 from lmcache_beluga.engines.l1_options import OVERRIDING, parse
-from lmcache_beluga.engines.trouble import log_as_lmcache, logger
+from lmcache_beluga.engines.trouble import log_as_lmcache
 from lmcache_beluga.errors import KeySchemeError, UnsupportedError
 from lmcache_beluga.pool import Pool
 
