@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -99,7 +100,7 @@ def test_a_result_has_everything(run: Run) -> None:
     assert (hit.prompt_tokens, hit.reused_tokens) == (3 * 512, 3 * 512)
     assert hit.loaded_tokens == 3 * 511, "all but the last token of each prompt"
     assert hit.loaded_bytes == 3 * 511 * 1024
-    assert hit.cpu_s["vllm"] > 0
+    assert list(hit.cpu_s) == ["vllm"]
     assert hit.flag == ""
     assert [answer["cached_tokens"] for answer in hit.answers] == [511] * 3
     populate = private["populate 512, 0"]
@@ -205,13 +206,13 @@ def test_append_refuses_what_cannot_be_compared(run: Run, tmp_path: Path) -> Non
 def test_a_tier_that_goes_on_storing_is_waited_for(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = time.monotonic()
+    looks = itertools.count()
+    # It stores for ten looks, and has stored for the next ten.
     monkeypatch.setattr(
-        Private, "progress", lambda self: min(int((time.monotonic() - start) * 10), 80)
+        Private, "progress", lambda self: 10 * ((n := next(looks)) // 20) + min(n % 20, 10)
     )
     document = run("private")
-    assert max(row.settled_s for row in rows(document, "private").values()) >= 0.0
-    assert time.monotonic() - start > 8
+    assert max(row.settled_s for row in rows(document, "private").values()) >= 0.5
 
 
 def test_prompts_are_the_same_for_all_backends_and_differ_between_repeats(run: Run) -> None:

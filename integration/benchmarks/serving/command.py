@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ Workloads: {workloads}
 Examples:
   python integration/benchmarks/serving --model DIR --backends none,cpu,beluga --json out.json
   python integration/benchmarks/serving --model DIR --backends redis,resp --json out.json --append
-  python integration/benchmarks/serving --cpu --quick --backends none,beluga --workloads probe
+  python integration/benchmarks/serving --cpu --quick --backends none,beluga --json look.json
+  python integration/benchmarks/serving report out.json --markdown out.md --plots plots
+  python integration/benchmarks/serving generate-trace --help
 """.format(backends=", ".join(BACKENDS), workloads=", ".join(NAMES))
 
 #: What differs where nothing was given: with GPUs, and without, which is a rehearsal.
@@ -116,6 +119,12 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--count", type=click.IntRange(min=1), help="Prompts of each length.")
 @click.option("--bursts", default="8,32", show_default=True, callback=_numbers)
 @click.option("--trace", type=FILE, help="JSON lines as Mooncake's, for the workload trace.")
+@click.option("--trace-requests", type=click.IntRange(min=1), help="Of the trace, at most.")
+@click.option(
+    "--trace-skip", type=click.IntRange(min=0), help="Requests left out at its beginning."
+)
+@click.option("--trace-time-scale", type=float, help="Times its arrival times; 0.5: twice as fast.")
+@click.option("--trace-length-scale", type=float, help="Times its lengths.")
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option("--seed", default=0, show_default=True)
 @click.option("--chunk-size", default=256, show_default=True, help="Of LMCache, in tokens.")
@@ -218,6 +227,7 @@ def _prepare(options: dict[str, Any], say: Any) -> tuple[Settings, list[Planned]
         count=options["count"] or (1 if options["quick"] else 3),
         bursts=options["bursts"],
         trace=options["trace"],
+        replay=_replay(options),
     )
     makes = {name: partial(phases_of, name, scale) for name in options["workloads"]}
     plan = planned(makes, 1 if options["quick"] else options["repeats"])
@@ -263,6 +273,16 @@ def _prepare(options: dict[str, Any], say: Any) -> tuple[Settings, list[Planned]
     return settings, plan, scale.vocabulary
 
 
+def _replay(options: dict[str, Any]) -> dict[str, Any]:
+    given = {
+        "count": options["trace_requests"],
+        "skip": options["trace_skip"],
+        "time_scale": options["trace_time_scale"],
+        "length_scale": options["trace_length_scale"],
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _tiny_model(options: dict[str, Any]) -> Path:
     if not options["cpu"]:
         raise click.UsageError("name a model with --model")
@@ -300,6 +320,18 @@ def _file(options: dict[str, Any], settings: Settings) -> ResultFile:
     return file
 
 
+#: Imported when they are asked for: plots need more than measuring does.
+_COMMANDS = {
+    "report": ("report_command", "report"),
+    "generate-trace": ("trace_command", "generate_trace"),
+}
+
+
 def main() -> None:
     """Run the command with the process's arguments; does not return."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in _COMMANDS:
+        module, function = _COMMANDS[name]
+        command = getattr(import_module(f".{module}", __package__), function)
+        command(sys.argv[2:], prog_name=f"serving {name}")
     serving(prog_name="serving")

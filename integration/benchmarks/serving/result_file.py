@@ -12,8 +12,11 @@ from lmcache_beluga.cli.bench_report import rounded
 
 from .measured import PhaseResult
 
-#: Settings that may differ between runs of one file.
-_PER_RUN = ("first_port", "start_s", "settle_s", "python", "mooncake_protocol", "mooncake_device")
+#: Settings that may differ between runs of one file: phases say themselves what was asked.
+_PER_RUN = (
+    *("first_port", "start_s", "settle_s", "python", "mooncake_protocol", "mooncake_device"),
+    *("lengths", "count", "bursts", "repeats", "seed", "max_model_len"),
+)
 
 
 class ResultFileError(ValueError):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from .request import Phase, Request
 
@@ -27,6 +30,8 @@ class Scale:
     count: int = 1
     bursts: tuple[int, ...] = (8, 32)
     trace: Path | None = None
+    #: Fields of the trace's ``Replay`` that were given.
+    replay: Mapping[str, Any] = field(default_factory=dict)
 
 
 Make = Callable[[Scale, int], list[Phase]]
@@ -36,7 +41,12 @@ def phases_of(name: str, scale: Scale, repeat: int) -> list[Phase]:
     """The phases of a workload; each ``repeat`` has other tokens."""
     if name == "probe":
         return probe(scale, repeat)
-    make: Make = import_module(f".workload_{name}", __package__).phases
+    module = import_module(f".workload_{name}", __package__)
+    if name == "trace":
+        replay = dataclasses.replace(module.Replay.of(scale), **scale.replay)
+        make: Make = partial(module.phases, replay=replay)
+    else:
+        make = module.phases
     return make(scale, repeat)
 
 
