@@ -138,6 +138,11 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--disk", type=FOLDER, help="For the backend disk.  [default: /dev/shm]")
 @click.option("--mooncake-protocol", default="tcp", show_default=True, help="tcp or rdma")
 @click.option("--mooncake-device", default="", help="Of the NIC, for rdma.")
+@click.option(
+    "--together",
+    is_flag=True,
+    help="Start all backends at once; they take turns, phase by phase. Memory must allow it.",
+)
 @click.option("--limit-s", type=float, help="For everything. What does not fit is left out.")
 @click.option("--backend-limit-s", type=float, help="For one backend, start included.")
 @click.option("--start-s", default=300.0, show_default=True, help="For vLLM to start.")
@@ -204,7 +209,10 @@ def serving(**options: Any) -> None:
     )
     with terminable():
         try:
-            run.backends(options["backends"])
+            if options["together"]:
+                run.together(options["backends"])
+            else:
+                run.one_after_the_other(options["backends"])
         finally:
             file.write()
             say(f"results are in {file.path}")
@@ -299,7 +307,10 @@ def _file(options: dict[str, Any], settings: Settings) -> ResultFile:
         raise click.UsageError(f"--vllm-python {settings.python}: {error}") from None
     workload = {
         name: options[name]
-        for name in ("lengths", "output_tokens", "count", "bursts", "seed", "quick", "repeats")
+        for name in (
+            *("lengths", "output_tokens", "count", "bursts", "seed", "quick", "repeats"),
+            "together",
+        )
     }
     emulated = ["vllm: on a CPU, with a tiny model"] if settings.cpu else []
     if settings.load_format == "dummy":

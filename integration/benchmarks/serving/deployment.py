@@ -30,15 +30,13 @@ class PhaseCutShort(Exception):
 
 
 class Deployment:
-    """A context manager: inside, vLLM serves.
+    """A context manager: inside, processes run; after :meth:`wait`, vLLM serves.
 
     Args:
         kind: of backend.
         phases: all that will be run, by which instances are chosen.
         folder: for logs.
 
-    Raises:
-        ChildError: on entering: a process did not come up. What had started has ended then.
     """
 
     def __init__(
@@ -72,7 +70,7 @@ class Deployment:
         return [phase.instance % len(self._all) if self._shared else 0]
 
     def __enter__(self) -> Self:
-        deadline = time.monotonic() + self._settings.start_s
+        self._deadline = time.monotonic() + self._settings.start_s
         try:
             # All at once, to save minutes: vLLM takes longer to reach for its tier than tiers need.
             self.backend.start()
@@ -80,13 +78,16 @@ class Deployment:
                 port, setup = next(self._ports), self.backend.setup(number)
                 engine = Engine(self._settings, number, port, setup, self._folder)
                 self._engines[number] = engine
-            self.backend.wait(deadline)
-            for engine in self._engines.values():
-                engine.wait(deadline)
         except BaseException:
             self.close()
             raise
         return self
+
+    def wait(self) -> None:
+        """Until vLLM serves; raises ChildError if a process does not come up."""
+        self.backend.wait(self._deadline)
+        for engine in self._engines.values():
+            engine.wait(self._deadline)
 
     def __exit__(
         self,
@@ -128,7 +129,7 @@ class Deployment:
             prompt_tokens=sum(len(request.prompt) for request in phase.requests),
             reused_tokens=sum(request.reused_tokens for request in phase.requests),
             instances=asked,
-            asked_who_stored=phase.instance not in (None, asked[0]),
+            asked_who_stored=self.backend.caches and phase.instance not in (None, asked[0]),
         )
         try:
             settled = self._settle()
@@ -149,13 +150,17 @@ class Deployment:
             flag=self._flag(phase, got, loaded + local),
         )
 
-    def dead(self) -> str:
-        """Which processes have ended though they should not, and what they said; empty: none."""
-        children = [engine.child for engine in self._engines.values()]
+    def dead(self, grace_s: float = 0.0) -> str:
+        """Which processes have ended though they should not, and what they said; empty: none.
+
+        ``grace_s``: for one that is ending, and answers no more.
+        """
+        children = [*(engine.child for engine in self._engines.values()), *self.backend.children]
+        deadline = time.monotonic() + grace_s
+        while all(child.alive() for child in children) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
         return "\n".join(
-            f"{child.name} has ended:\n{child.said()}"
-            for child in [*children, *self.backend.children]
-            if not child.alive()
+            f"{child.name} has ended:\n{child.said()}" for child in children if not child.alive()
         )
 
     def _flag(self, phase: Phase, got: Asked, hit: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +22,9 @@ from .warm_up import warm_up
 Say = Callable[[str], None]
 
 #: Taken off the limit, to end processes and write the file.
-_MARGIN_S = 5.0
-_ENDED = "a process has ended"
+MARGIN_S = 5.0
+_DYING_S = 5.0
+FAILURES = (ChildError, OSError, subprocess.SubprocessError)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Planned:
 @dataclass
 class Run:
     """Everything that one command measures.
+
+    A backend that fails does not end the run: the file tells.
 
     Attributes:
         plan: in this order on each backend.
@@ -55,87 +59,157 @@ class Run:
     backend_limit_s: float | None = None
     _slowest_start_s: float = 0.0
 
-    def backends(self, names: Sequence[str]) -> None:
-        """Run them one after the other; the file has every row as soon as its backend has ended."""
+    def one_after_the_other(self, names: Sequence[str]) -> None:
+        """The file has every row of a backend as soon as that has ended."""
+        for name in self._available(names):
+            if self.clock.left_s < self._slowest_start_s + 2 * MARGIN_S:
+                self.leave_out(name, self.plan)
+                continue
+            clock = self.clock.within(self.backend_limit_s)
+            self.say(f"{name}: starts")
+            with contextlib.ExitStack() as stack:
+                if (deployment := self._started(name, stack)) and self._serves(deployment, clock):
+                    seat = _Seat(self, deployment, clock)
+                    while seat.goes_on():
+                        seat.take_turn()
+            self.say(f"{name}: ended, {clock.elapsed_s:.1f} s in all")
+            self.file.write()
+
+    def together(self, names: Sequence[str]) -> None:
+        """All at once on the same machine, phase by phase in turns that begin with another each.
+
+        What drifts on the machine then meets all of them, and they start in the time of one. Those
+        that are not asked are idle.
+        """
+        with contextlib.ExitStack() as stack:
+            self.say(f"{', '.join(names)}: start")
+            started = [self._started(name, stack) for name in self._available(names)]
+            seats = [
+                _Seat(self, deployment, self.clock)
+                for deployment in started
+                if deployment and self._serves(deployment, self.clock)
+            ]
+            for number in range(len(self.plan)):
+                first = number % max(len(seats), 1)
+                for seat in [*seats[first:], *seats[:first]]:
+                    if seat.goes_on():
+                        seat.take_turn()
+                self.file.write()
+        self.say("all ended")
+
+    def _available(self, names: Sequence[str]) -> Iterator[str]:
+        """Those that this machine has the software for."""
         workloads = sorted({planned.phase.workload for planned in self.plan})
         for name in names:
             self.file.begins(name, workloads)
             if missing := BACKENDS[name].missing(self.settings):
                 self.file.skipped[name] = missing
                 self.say(f"{name}: skipped, {missing}")
-            elif self.clock.left_s < self._slowest_start_s + 2 * _MARGIN_S:
-                self._leave_out(name, self.plan)
-            else:
-                self._backend(name)
-            self.file.write()
+                continue
+            emulated = BACKENDS[name].emulated(self.settings)
+            if emulated and emulated not in self.file.emulated:
+                self.file.emulated.append(emulated)
+            yield name
 
-    def _backend(self, name: str) -> None:
-        emulated = BACKENDS[name].emulated(self.settings)
-        if emulated and emulated not in self.file.emulated:
-            self.file.emulated.append(emulated)
+    def _started(self, name: str, stack: contextlib.ExitStack) -> Deployment | None:
+        """Its processes, which end with ``stack``; None if one cannot even be started."""
         phases = [planned.phase for planned in self.plan]
-        clock = self.clock.within(self.backend_limit_s)
-        self.say(f"{name}: starts")
         try:
-            deployment = Deployment(BACKENDS[name], self.settings, phases, self.folder, self.ports)
-            with deployment:
-                self.file.start_s[name] = clock.elapsed_s
-                self._slowest_start_s = max(self._slowest_start_s, clock.elapsed_s)
-                self.say(f"{name}: serves after {clock.elapsed_s:.1f} s")
-                self._warm_up(deployment, phases, clock)
-                self._phases(name, deployment, clock)
-                if dead := deployment.dead():
-                    raise ChildError(dead)
-        except (ChildError, OSError, subprocess.SubprocessError, RuntimeError) as error:
-            self.file.failed[name] = str(error)
-            self.say(f"{name}: FAILED: {error}")
-        self.say(f"{name}: ended, {clock.elapsed_s:.1f} s in all")
+            return stack.enter_context(
+                Deployment(BACKENDS[name], self.settings, phases, self.folder, self.ports)
+            )
+        except OSError as error:
+            self.fails(name, str(error))
+            return None
 
-    def _warm_up(self, deployment: Deployment, phases: list[Phase], clock: Clock) -> None:
+    def _serves(self, deployment: Deployment, clock: Clock) -> bool:
+        """Wait for it and warm it up; False if it fails."""
+        name = deployment.backend.name
+        try:
+            deployment.wait()
+            self.file.start_s[name] = clock.elapsed_s
+            self._slowest_start_s = max(self._slowest_start_s, clock.elapsed_s)
+            self.say(f"{name}: serves after {clock.elapsed_s:.1f} s")
+            self._warm_up(deployment, clock)
+        except FAILURES as error:
+            self.fails(name, str(error))
+            deployment.close()  # so that what it holds is there for others
+            return False
+        return True
+
+    def _warm_up(self, deployment: Deployment, clock: Clock) -> None:
         longest = min(self.warm_up_tokens, self.settings.max_model_len - 16)
-        used = deployment.backend.instances
-        for phase in warm_up(phases, used, self.vocabulary, longest):
+        phases = [planned.phase for planned in self.plan]
+        for phase in warm_up(phases, deployment.backend.instances, self.vocabulary, longest):
             try:
-                got = deployment.run(phase, 0, clock.left_s - _MARGIN_S, exactly=True)
+                got = deployment.run(phase, 0, clock.left_s - MARGIN_S, exactly=True)
             except PhaseCutShort:
                 return  # and so is what follows
             if failed := [answer.error for answer in got.answers if answer.error]:
                 raise ChildError(f"the warm-up failed: {failed[0]}\n{deployment.dead()}")
         self.say(f"{deployment.backend.name}: warm")
 
-    def _phases(self, name: str, deployment: Deployment, clock: Clock) -> None:
-        took: dict[tuple[str, str], float] = {}
-        for number, planned in enumerate(self.plan):
-            phase, left = planned.phase, clock.left_s - _MARGIN_S
-            key = (phase.workload, phase.name)
-            if left < took.get(key, 0.0):
-                self._leave_out(name, self.plan[number:])
-                return
-            before = clock.elapsed_s
-            try:
-                result = deployment.run(phase, planned.repeat, left)
-            except PhaseCutShort:
-                self._leave_out(name, self.plan[number:])
-                return
-            except OSError as error:  # counters cannot be read
-                self._leave_out(name, self.plan[number:], _ENDED)
-                raise ChildError(deployment.dead() or str(error)) from None
-            took[key] = clock.elapsed_s - before
-            if phase.measured:
-                self.file.add(result)
-            self.say(f"{name}: {_line(phase, planned.repeat, result)}")
-            if deployment.dead():
-                self._leave_out(name, self.plan[number + 1 :], _ENDED)
-                return
+    def fails(self, name: str, why: str) -> None:
+        """Tell of a backend that does not go on."""
+        self.file.failed[name] = why
+        self.say(f"{name}: FAILED: {why}")
 
-    def _leave_out(
+    def leave_out(
         self, name: str, plan: Sequence[Planned], why: str = "the time limit has come"
     ) -> None:
+        """Tell of phases that a backend has not been measured in."""
         for planned in plan:
             if planned.phase.measured:
                 what = f"{planned.phase.workload}, {planned.phase.name}, repeat {planned.repeat}"
                 self.file.left_out.append(f"{name}: {what}: {why}")
         self.say(f"{name}: {len(plan)} phases left out: {why}")
+
+
+class _Seat:
+    """A deployment, and how far it is in the plan."""
+
+    def __init__(self, run: Run, deployment: Deployment, clock: Clock) -> None:
+        self._run, self._deployment, self._clock = run, deployment, clock
+        self._name = deployment.backend.name
+        self._next = 0
+        self._took: dict[tuple[str, str], float] = {}
+
+    def goes_on(self) -> bool:
+        """Whether there is a turn to take."""
+        return self._next < len(self._run.plan)
+
+    def take_turn(self) -> None:
+        """Run the next phase; where that is not possible, leave all others out."""
+        planned = self._run.plan[self._next]
+        phase, left = planned.phase, self._clock.left_s - MARGIN_S
+        key = (phase.workload, phase.name)
+        begin = self._clock.elapsed_s
+        if left < self._took.get(key, 0.0):
+            self._stop()
+            return
+        try:
+            result = self._deployment.run(phase, planned.repeat, left)
+        except PhaseCutShort:
+            self._stop()
+            return
+        except FAILURES as error:  # its counters cannot be read before the phase
+            self._stop(self._deployment.dead(_DYING_S) or str(error))
+            return
+        self._took[key] = self._clock.elapsed_s - begin
+        self._next += 1
+        if phase.measured:
+            self._run.file.add(result)
+        self._run.say(f"{self._name}: {_line(phase, planned.repeat, result)}")
+        if dead := self._deployment.dead():
+            self._stop(dead)
+
+    def _stop(self, failure: str = "") -> None:
+        rest, self._next = self._run.plan[self._next :], len(self._run.plan)
+        if failure:
+            self._run.leave_out(self._name, rest, "a process has ended")
+            self._run.fails(self._name, failure)
+        else:
+            self._run.leave_out(self._name, rest)
 
 
 def _line(phase: Phase, repeat: int, result: PhaseResult) -> str:

@@ -95,3 +95,4 @@ class Recompute(Backend):
 
     name = "none"
     caches = False
+    shared = False  # one instance computes as well as another
