@@ -111,8 +111,12 @@ bool has_fast_rep_movsb() {
 struct Kernels {
   Kernels() noexcept {
 #if defined(__x86_64__)
+    // AMD's CPUs (an EPYC with AVX-512) take 8 to 13 % longer in its stores.
+    const bool narrow_first = __builtin_cpu_is("amd");
+    const bool avx2 = __builtin_cpu_supports("avx2");
+    if (avx2 && narrow_first) add("avx2", stream<lines_avx2>);
     if (__builtin_cpu_supports("avx512f")) add("avx512", stream<lines_avx512>);
-    if (__builtin_cpu_supports("avx2")) add("avx2", stream<lines_avx2>);
+    if (avx2 && !narrow_first) add("avx2", stream<lines_avx2>);
     add("sse2", stream<lines_sse2>);
     if (has_fast_rep_movsb()) from_pool = copy_rep_movsb;
 #endif

@@ -107,9 +107,9 @@ class Seat:
                 blocks = _CHUNKS * CHUNK // BLOCK
                 with MPEngine(server.url, SHAPE, blocks, mode, "stress", _ANSWER_S) as engine:
                     while not self._over.is_set() and server is self._server:
-                        self._request(engine)
+                        self._request(engine, server)
 
-    def _request(self, engine: MPEngine) -> None:
+    def _request(self, engine: MPEngine, server: MPServer) -> None:
         prompt, salt = self._draw.randrange(200), self._draw.randrange(2)
         tokens = [prompt, *range(1000, 1000 + _CHUNKS * CHUNK)]
         name = f"seat-{self._number}-{next(self._names)}"
@@ -122,8 +122,10 @@ class Seat:
                 self.counts["chunks loaded"] += found
                 if not torch.equal(engine.copy(0, found), expected):
                     self.wrong.append(f"prompt {prompt}, salt {salt}: wrong KV")
+            elif server is self._server and server.process.poll() is None:
+                self.counts["loads refused"] += 1  # the pool had evicted it, or time was up
             else:
-                self.counts["loads refused"] += 1
+                self.counts["loads cut off by a kill"] += 1  # LMCache's client gave up
         elif engine.store(tokens, name, 0, _CHUNKS, _SALTS[salt]):
             self.counts["chunks stored"] += _CHUNKS
         engine.end(name)
