@@ -25,6 +25,7 @@ ON_CPU = Path(__file__).parent / "on_cpu"
 START_S = 240
 ANSWER_S = 120
 END_S = 30
+REST_S = 10
 
 BLOCK = 128
 STEP_TOKENS = 512
@@ -81,7 +82,6 @@ class VLLM:
         self._log = log
         # Not pytest's: sockets lie in it, and their paths must be short.
         self._folder = Path(tempfile.mkdtemp(prefix="bv-"))
-        self._memory: set[str] = set()
         self.pause = self._folder / "pause"
         """While this file exists, stores do not come to an end."""
         metrics = self._folder / "metrics"
@@ -173,21 +173,20 @@ class VLLM:
         return sum(samples)
 
     def kill(self) -> None:
-        """SIGKILL for all its processes at once."""
-        self._note_memory()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(END_S)
-        self._clean()
+        """SIGKILL for all its processes, but for the one that removes what others leave behind."""
+        for pid in self._processes():
+            with contextlib.suppress(OSError):
+                if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+        self._end()
 
     def stop(self) -> None:
         """In order, as far as it does so in time."""
         if not self.ended:
-            self._note_memory()
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(END_S)
-        self.kill()
+        self._end()
 
     def _ask(self, path: str, body: Any = None, timeout: float = ANSWER_S) -> str:
         request = urllib.request.Request(
@@ -198,19 +197,22 @@ class VLLM:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             return str(response.read().decode())
 
-    def _note_memory(self) -> None:
-        # Python's shared memory, which vLLM leaves behind when it is killed.
+    def _processes(self) -> list[int]:
+        found = []
         for status in glob.glob("/proc/[0-9]*/stat"):
             with contextlib.suppress(OSError):
-                session = int(Path(status).read_text().rsplit(")", 1)[1].split()[3])
-                if session == self.process.pid:
-                    maps = Path(status).with_name("maps").read_text()
-                    self._memory |= set(re.findall(r"/dev/shm/(?:psm_|sem\.mp-)\w+", maps))
+                state, _, _, session = Path(status).read_text().rsplit(")", 1)[1].split()[:4]
+                if int(session) == self.process.pid and state != "Z":
+                    found.append(int(status.split("/")[2]))
+        return found
 
-    def _clean(self) -> None:
-        for path in self._memory:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+    def _end(self) -> None:
+        deadline = time.monotonic() + REST_S
+        while self._processes() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(END_S)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
