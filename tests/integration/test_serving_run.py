@@ -159,11 +159,11 @@ def test_a_backend_that_does_not_start_does_not_end_the_run(
 def test_an_engine_that_dies_leaves_what_was_measured(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Two prompts in the warm-up, each twice; the second that populates is its sixth.
+    # Two prompts in the warm-up, each four times; the second that populates is its tenth.
     monkeypatch.setattr(
         Private,
         "setup",
-        lambda self, i: EngineSetup(environment={"FAKE_VLLM": '{"dies_after": 5}'}),
+        lambda self, i: EngineSetup(environment={"FAKE_VLLM": '{"dies_after": 9}'}),
     )
     document = run("private", status=1)
     assert "vllm-0 has ended" in document["failed"]["private"]

@@ -75,7 +75,8 @@ async def _ask(
     instances: Sequence[int],
     limit_s: float,
 ) -> Asked:
-    connections = aiohttp.TCPConnector(limit=0)
+    # A connection that is kept may be closed by vLLM at the moment when it is used again.
+    connections = aiohttp.TCPConnector(limit=0, force_close=True)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=30)
     async with aiohttp.ClientSession(connector=connections, timeout=timeout) as session:
         turns = asyncio.Semaphore(phase.concurrency)

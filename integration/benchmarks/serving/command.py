@@ -126,6 +126,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--trace-time-scale", type=float, help="Times its arrival times; 0.5: twice as fast.")
 @click.option("--trace-length-scale", type=float, help="Times its lengths.")
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1))
+@click.option("--warm-up-tokens", default=16384, show_default=True, help="Of its longest prompt.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--chunk-size", default=256, show_default=True, help="Of LMCache, in tokens.")
 @click.option(
@@ -204,7 +205,7 @@ def serving(**options: Any) -> None:
         clock=clock,
         say=say,
         vocabulary=vocabulary,
-        warm_up_tokens=2048 if options["cpu"] else 32768,
+        warm_up_tokens=options["warm_up_tokens"],
         backend_limit_s=options["backend_limit_s"],
     )
     with terminable():

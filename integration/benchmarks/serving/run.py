@@ -55,7 +55,7 @@ class Run:
     clock: Clock
     say: Say
     vocabulary: int
-    warm_up_tokens: int = 32768
+    warm_up_tokens: int = 16384
     backend_limit_s: float | None = None
     _slowest_start_s: float = 0.0
 
