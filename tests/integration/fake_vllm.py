@@ -118,6 +118,7 @@ def main() -> None:
     if OPTIONS.get("fails"):
         print("no GPU today")
         raise SystemExit(4)
+    print(*sys.argv, flush=True)
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--kv-transfer-config")

@@ -117,6 +117,14 @@ def test_who_stored_is_asked_where_nothing_is_shared(run: Run) -> None:
     assert not private["populate 512, 0"].asked_who_stored
 
 
+def test_an_instance_that_only_stores_may_have_less_memory(run: Run, tmp_path: Path) -> None:
+    sizes = ("--kv-cache-size", "4GiB", "--storing-kv-cache-size", "1GiB")
+    run("private,shared", *sizes)
+    logs = [path.read_text() for path in sorted((tmp_path / "logs").glob("*/vllm-*.log"))]
+    given = [log.split("--kv-cache-memory-bytes ")[1].split()[0] for log in logs]
+    assert given == [str(4 << 30), str(1 << 30), str(4 << 30)], "private 0, shared 0, shared 1"
+
+
 def test_hits_that_did_not_hit_are_flagged(run: Run) -> None:
     # The instances of the stand-in share nothing, whatever the backend says.
     document = run("shared")

@@ -94,6 +94,10 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> A
     return numbers
 
 
+def _numbers_or_none(ctx: click.Context, param: click.Parameter, value: str) -> Any:
+    return () if value == "0" else _numbers(ctx, param, value)
+
+
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     try:
         return None if value is None else parse_size(value)
@@ -117,7 +121,13 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--lengths", callback=_numbers, help="Tokens of prompts: 8192,32768.")
 @click.option("--output-tokens", default=8, show_default=True, type=click.IntRange(min=1))
 @click.option("--count", type=click.IntRange(min=1), help="Prompts of each length.")
-@click.option("--bursts", default="8,32", show_default=True, callback=_numbers)
+@click.option(
+    "--bursts",
+    default="8,32",
+    show_default=True,
+    callback=_numbers_or_none,
+    help="How many requests at once; 0: no bursts.",
+)
 @click.option("--trace", type=FILE, help="JSON lines as Mooncake's, for the workload trace.")
 @click.option("--trace-requests", type=click.IntRange(min=1), help="Of the trace, at most.")
 @click.option(
@@ -161,6 +171,12 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     "--kv-cache-size",
     callback=_size,
     help="Of each instance; 0: as vLLM finds.  [36GiB: two that start on one GPU cannot look]",
+)
+@click.option(
+    "--storing-kv-cache-size",
+    callback=_size,
+    default="0",
+    help="Of instance 0 where the other one is asked for hits.  [as of the other]",
 )
 @click.option("--max-num-seqs", default=64, show_default=True)
 @click.option("--max-num-batched-tokens", type=int, help="[16384; with --cpu 2048]")
@@ -262,6 +278,7 @@ def _prepare(options: dict[str, Any], say: Any) -> tuple[Settings, list[Planned]
         max_num_batched_tokens=options["max_num_batched_tokens"],
         gpu_memory_utilization=options["gpu_memory_utilization"],
         kv_cache_bytes=options["kv_cache_size"],
+        storing_kv_cache_bytes=options["storing_kv_cache_size"],
         block_size=options["block_size"],
         eager=not options["cuda_graphs"],
         prefix_caching=options["prefix_caching"],

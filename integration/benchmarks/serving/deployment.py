@@ -76,12 +76,19 @@ class Deployment:
             self.backend.start()
             for number in self.backend.instances:
                 port, setup = next(self._ports), self.backend.setup(number)
-                engine = Engine(self._settings, number, port, setup, self._folder)
+                engine = Engine(self._settings_of(number), number, port, setup, self._folder)
                 self._engines[number] = engine
         except BaseException:
             self.close()
             raise
         return self
+
+    def _settings_of(self, number: int) -> Settings:
+        """Of one instance: one that only stores needs room for a prompt at a time."""
+        storing = self._settings.storing_kv_cache_bytes
+        if number == 0 and self._shared and storing:
+            return replace(self._settings, kv_cache_bytes=storing)
+        return self._settings
 
     def wait(self) -> None:
         """Until vLLM serves; raises ChildError if a process does not come up."""

@@ -24,6 +24,8 @@ Say = Callable[[str], None]
 #: Taken off the limit, to end processes and write the file.
 MARGIN_S = 5.0
 _DYING_S = 5.0
+#: Characters of a failure that are shown; the file has more.
+_TOLD = 1500
 FAILURES = (ChildError, OSError, subprocess.SubprocessError)
 
 
@@ -152,7 +154,7 @@ class Run:
     def fails(self, name: str, why: str) -> None:
         """Tell of a backend that does not go on."""
         self.file.failed[name] = why
-        self.say(f"{name}: FAILED: {why}")
+        self.say(f"{name}: FAILED: {why[-_TOLD:]}")
 
     def leave_out(
         self, name: str, plan: Sequence[Planned], why: str = "the time limit has come"

@@ -41,6 +41,8 @@ class Settings:
     max_num_batched_tokens: int = 16384
     gpu_memory_utilization: float = 0.42
     kv_cache_bytes: int = 0
+    #: Of instance 0 where another is asked for what it has stored; 0: as of all others.
+    storing_kv_cache_bytes: int = 0
     block_size: int = 0
     eager: bool = True
     prefix_caching: bool = False
