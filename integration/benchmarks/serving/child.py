@@ -102,12 +102,15 @@ class Child:
         shared memory that these left.
         """
         members = self._members()
-        trackers = [process for process in members if _is_tracker(process)]
-        _kill(process for process in members if process not in trackers)
+        self.strike()
         self._process.wait(_GONE_S)
         _, late = psutil.wait_procs(members, timeout=_TRACKED_S)
         _kill(late)
         psutil.wait_procs(late, timeout=_GONE_S)
+
+    def strike(self) -> None:
+        """Begin to kill it; does not wait."""
+        _kill(process for process in self._members() if not _is_tracker(process))
 
     def end(self, seconds: float = 10.0) -> None:
         """Ask it to end, and kill what is left of it then."""

@@ -12,8 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from lmcache_beluga.errors import BelugaError
+
 from .backends import Backend, Moved
-from .child import Child
+from .child import Child, ChildError
 from .client import Asked, ask
 from .engine import MODEL_NAME, Engine
 from .measured import PhaseResult
@@ -23,6 +25,13 @@ from .settings import Settings, kv_bytes_per_token
 _POLL_S = 0.1
 #: A row whose hits are fewer than this part of what a cache could hit is flagged.
 _HIT = 0.9
+
+
+#: What a process that ends, a tier that says something else than expected, or a pool may raise.
+FAILURES = (
+    *(ChildError, OSError, subprocess.SubprocessError, BelugaError),
+    *(KeyError, TypeError, ValueError),
+)
 
 
 class PhaseCutShort(Exception):
@@ -70,7 +79,6 @@ class Deployment:
         return [phase.instance % len(self._all) if self._shared else 0]
 
     def __enter__(self) -> Self:
-        self._deadline = time.monotonic() + self._settings.start_s
         try:
             # All at once, to save minutes: vLLM takes longer to reach for its tier than tiers need.
             self.backend.start()
@@ -90,11 +98,12 @@ class Deployment:
             return replace(self._settings, kv_cache_bytes=storing)
         return self._settings
 
-    def wait(self) -> None:
-        """Until vLLM serves; raises ChildError if a process does not come up."""
-        self.backend.wait(self._deadline)
+    def wait(self, limit_s: float) -> None:
+        """Until vLLM serves; raises ChildError if a process does not come up in that time."""
+        deadline = time.monotonic() + limit_s
+        self.backend.wait(deadline)
         for engine in self._engines.values():
-            engine.wait(self._deadline)
+            engine.wait(deadline)
 
     def __exit__(
         self,
@@ -106,6 +115,8 @@ class Deployment:
 
     def close(self) -> None:
         """End everything; logs stay."""
+        for engine in self._engines.values():
+            engine.child.strike()
         for engine in self._engines.values():
             engine.child.kill()
         self.backend.close()
@@ -143,7 +154,7 @@ class Deployment:
             after, now = self._tokens(), self._cpu()
             loaded, local = after[0] - tokens[0], after[1] - tokens[1]
             counted = self._bytes(moved, got, loaded)
-        except (OSError, subprocess.SubprocessError) as error:
+        except FAILURES as error:
             return replace(result, flag=f"counters cannot be read after it: {error!r}")
         return replace(
             result,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from .backends import BACKENDS
 from .child import ChildError
 from .clock import Clock
-from .deployment import Deployment, PhaseCutShort
+from .deployment import FAILURES, Deployment, PhaseCutShort
 from .measured import PhaseResult
 from .request import Phase
 from .result_file import ResultFile
@@ -26,7 +25,6 @@ MARGIN_S = 5.0
 _DYING_S = 5.0
 #: Characters of a failure that are shown; the file has more.
 _TOLD = 1500
-FAILURES = (ChildError, OSError, subprocess.SubprocessError)
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ class Run:
             return stack.enter_context(
                 Deployment(BACKENDS[name], self.settings, phases, self.folder, self.ports)
             )
-        except OSError as error:
+        except FAILURES as error:
             self.fails(name, str(error))
             return None
 
@@ -128,7 +126,7 @@ class Run:
         """Wait for it and warm it up; False if it fails."""
         name = deployment.backend.name
         try:
-            deployment.wait()
+            deployment.wait(min(self.settings.start_s, clock.left_s - MARGIN_S))
             self.file.start_s[name] = clock.elapsed_s
             self._slowest_start_s = max(self._slowest_start_s, clock.elapsed_s)
             self.say(f"{name}: serves after {clock.elapsed_s:.1f} s")
