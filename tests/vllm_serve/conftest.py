@@ -15,7 +15,7 @@ from lmcache_beluga import Pool
 
 HERE = Path(__file__).parent
 VARIABLE = "BELUGA_TEST_VLLM"
-LOG_TAIL = 6000
+LOG_TAIL = 5000
 
 _serving: list[Serving] = []
 
@@ -30,8 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item):  # type: ignore[no-untyped-def]
     report = yield
     if report.failed:
-        for instance in (one for serving in _serving for one in serving.instances):
-            report.sections.append((f"log of {instance.name}", instance.said[-LOG_TAIL:]))
+        for log in (log for serving in _serving for log in sorted(serving.folder.glob("*.log"))):
+            said = log.read_text(errors="replace")
+            report.sections.append((f"end of {log.name}", said[-LOG_TAIL:]))
     return report
 
 

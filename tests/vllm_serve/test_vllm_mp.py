@@ -21,24 +21,27 @@ def instances(serving: Serving) -> Iterator[tuple[VLLM, VLLM]]:
     pool = serving.pool.with_name("mp-pool")
     Pool.format(pool, size=128 * MIB, extent_size=16 * MIB)
     servers: list[MPServer] = []
-    for name in ("server-1", "server-2"):
-        servers.append(MPServer(serving.folder / f"{name}.log", pool, OPTIONS))
-    started = []
-    for number, server in enumerate(servers, 1):
-        connector = {
-            "kv_connector": "LMCacheMPConnector",
-            "kv_connector_module_path": "lmcache_mp_on_cpu",
-            "kv_connector_extra_config": {
-                "lmcache.mp.host": "tcp://127.0.0.1",
-                "lmcache.mp.port": server.wait().port,
-            },
-        }
-        started.append(serving.start(f"mp-{number}", connector=connector))
-    yield started[0].wait(), started[1].wait()
-    for instance in started:
-        instance.stop()
-    for server in servers:
-        server.stop()
+    started: list[VLLM] = []
+    try:
+        for name in ("server-1", "server-2"):
+            servers.append(MPServer(serving.folder / f"{name}.log", pool, OPTIONS))
+        for number, server in enumerate(servers, 1):
+            port = server.wait().port
+            connector = {
+                "kv_connector": "LMCacheMPConnector",
+                "kv_connector_module_path": "lmcache_mp_on_cpu",
+                "kv_connector_extra_config": {
+                    "lmcache.mp.host": "tcp://127.0.0.1",
+                    "lmcache.mp.port": port,
+                },
+            }
+            started.append(serving.start(f"mp-{number}", connector=connector))
+        yield started[0].wait(), started[1].wait()
+    finally:
+        for instance in started:
+            instance.stop()
+        for server in servers:
+            server.stop()
 
 
 def test_hit_through_another_server(

@@ -214,6 +214,10 @@ class VLLM:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(END_S)
         shutil.rmtree(self._folder, ignore_errors=True)
+        for name in set(re.findall(r"vllm_dist_[0-9a-f]+", self.said)):
+            for memory in glob.glob(f"/dev/shm/{name}-*"):  # between ranks; vLLM leaves it there
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(memory)
 
 
 def free_port() -> int:
