@@ -16,6 +16,7 @@ from .measured import PhaseResult
 _PER_RUN = (
     *("first_port", "start_s", "settle_s", "python", "mooncake_protocol", "mooncake_device"),
     *("lengths", "count", "bursts", "repeats", "seed", "max_model_len"),
+    "together",
 )
 
 
