@@ -86,7 +86,6 @@ class Backend:
             "pre_caching_hash_algorithm": self.settings.hash_algorithm,
             # A slow tier is to be measured, not given up.
             "blocking_timeout_secs": 120,
-            "lookup_timeout_ms": 120_000,
             **more,
         }
 
