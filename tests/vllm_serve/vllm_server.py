@@ -21,7 +21,8 @@ from typing import Any
 
 from tiny_llama import CONTEXT
 
-ON_CPU = Path(__file__).parent / "on_cpu"
+ON_CPU = Path(__file__).parents[2] / "integration" / "vllm" / "on_cpu"
+PAUSING = Path(__file__).parent / "pausing"
 START_S = 240
 ANSWER_S = 120
 END_S = 30
@@ -36,11 +37,11 @@ REQUESTS = 32
 BLOCKS = 512
 """Of vLLM's own KV cache: 64 thousand tokens."""
 
-IN_PROCESS = {"kv_connector": "LMCacheConnectorV1", "kv_connector_module_path": "lmcache_on_cpu"}
+IN_PROCESS = {"kv_connector": "LMCacheConnectorV1", "kv_connector_module_path": "lmcache_pausing"}
 
 ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
-    "PYTHONPATH": str(ON_CPU),
+    "PYTHONPATH": f"{ON_CPU}:{PAUSING}",
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "DO_NOT_TRACK": "1",

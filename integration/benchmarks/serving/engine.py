@@ -22,11 +22,8 @@ IN_PROCESS = {
     "kv_role": "kv_both",
     "kv_load_failure_policy": "recompute",
 }
-#: LMCache 0.5.6 has no connector for CPUs in process: see on_cpu/.
-IN_PROCESS_ON_CPU = IN_PROCESS | {
-    "kv_connector": "LMCacheConnectorOnCPU",
-    "kv_connector_module_path": "lmcache_connector_on_cpu",
-}
+#: LMCache 0.5.6 has no connector for CPUs in process: see integration/vllm/on_cpu.
+IN_PROCESS_ON_CPU = IN_PROCESS | {"kv_connector_module_path": "lmcache_on_cpu"}
 
 
 def in_process(settings: Settings) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from .measured import Answer, PhaseResult
 _MACHINE_NOW = ("load_average",)
 _SETTINGS_OF_A_RUN = (
     "first_port",
+    "together",
+    "max_model_len",
     "start_s",
     "settle_s",
     "python",

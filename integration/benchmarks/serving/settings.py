@@ -81,9 +81,7 @@ def child_environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     search = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     here = Path(__file__).resolve().parent
-    # Last: an installed package of ours comes before the checkout's, which may lack its compiled
-    # part.
-    search += [str(here / "on_cpu"), str(here.parents[2])]
+    search.append(str(here.parents[1] / "vllm" / "on_cpu"))
     return kept | _QUIET | {"PYTHONPATH": os.pathsep.join(search)} | more
 
 

@@ -14,8 +14,13 @@ from vllm.distributed.kv_transfer.kv_connector.v1 import lmcache_connector
 
 class LMCacheConnectorV1(lmcache_connector.LMCacheConnectorV1):
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        import cpu_kv
         import lmcache.v1.gpu_connector as selection
 
-        selection.CreateGPUConnector = lambda config, metadata, *_, **__: cpu_kv.CPUKV(metadata)
+        selection.CreateGPUConnector = lambda config, metadata, *_, **__: self.copies(metadata)
         super().__init__(*arguments, **named)
+
+    def copies(self, metadata: Any) -> Any:
+        """What LMCache calls a GPU connector."""
+        import cpu_kv
+
+        return cpu_kv.CPUKV(metadata)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +10,6 @@ from vllm import _custom_ops as ops
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
 BITS = {2: torch.int16, 4: torch.int32}
-PAUSE_S = 60
 
 
 class CPUKV(GPUConnectorInterface):
@@ -50,7 +46,6 @@ class CPUKV(GPUConnectorInterface):
         slots = named["slot_mapping"][start:end]
         for layer, cache in enumerate(self.kvcaches):
             memory_obj.tensor[:, layer].copy_(self._read(cache, slots))
-            _pause()
 
     def to_gpu(self, memory_obj: Any, start: int, end: int, **named: Any) -> None:
         self.initialize_kvcaches_ptr(**named)
@@ -75,14 +70,6 @@ class CPUKV(GPUConnectorInterface):
             tokens = halves[:, :, half, order].view(-1, self._heads, in_block, self._size)
             kv.append(tokens[which, :, slots % in_block].reshape(len(slots), -1))
         return torch.stack(kv)
-
-
-def _pause() -> None:
-    """In the midst of a store, as long as a test wants that."""
-    wanted = Path(os.environ["BELUGA_TEST_PAUSE"])
-    deadline = time.monotonic() + PAUSE_S
-    while wanted.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
 
 
 def _write(
