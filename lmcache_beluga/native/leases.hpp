@@ -257,6 +257,9 @@ class Leases {
         out[i] = held;
         continue;
       }
+      // The lookup is from before the slot's last chunk went, and another thread has leased the one that came after.
+      // What was found is gone, but the stamp is in use.
+      if (held && held->generation > generation) continue;
       if (held) lose(*held);  // an earlier chunk of this slot, or a lease that ran out
       try {
         reserve(found[i].slot);
