@@ -196,7 +196,9 @@ def _lookup(section: Section, servers: tuple[MPServer, MPServer, MPServer], quic
     for name, seconds in samples.items():
         title = f"lookup of {chunks} chunks, {_CONCURRENT} at once: {name}"
         section.add(title, [1e3 * s for s in seconds], "ms")
-        section.add(f"{title}, 99th percentile", [1e3 * s for s in tails[name]], "ms")
+        section.add(
+            f"99th percentile of the {_CONCURRENT}: {name}", [1e3 * s for s in tails[name]], "ms"
+        )
     # Of each round's pair: what else the machine does meets both.
     ratios = [a / b for a, b in zip(tails[POOL], tails[OWN], strict=True)]
     low, high = median_interval(ratios)
