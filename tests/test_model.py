@@ -97,7 +97,8 @@ class PoolMachine(RuleBasedStateMachine):
     def attach(self) -> Handle:
         taken = {handle.pool.host_id for handle in self.handles}
         host = 0 if self.alone else min(set(range(self.hosts)) - taken)
-        times = {"heartbeat_ms": 5, "dead_after_ms": 5_000 if self.alone else 60_000}
+        # However long this machine stands still: no lease may end, no put be refused for it.
+        times = {"heartbeat_ms": 5, "dead_after_ms": 60_000, "lock_timeout_ms": 20_000}
         return Handle(Pool.attach(self.path, host_id=host, copy_threads=1, **times))
 
     def await_answers(self) -> None:

@@ -8,6 +8,10 @@
 #include <unordered_map>
 #include <vector>
 
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#endif
+
 #include "errors.hpp"
 #include "hosts.hpp"
 #include "index.hpp"
@@ -244,6 +248,7 @@ class Leases {
     // A stamp that is written while others may take this host for dead claims nothing.
     // SYNC POINT: heartbeat, which has to be on the device before the stamp.
     if (context_.late()) return;
+    std::vector<Lease*> prolonged;
     std::vector<Place> stamps;
     stamps.reserve(found.size());
     for (std::size_t i = 0; i < found.size(); ++i) {
@@ -251,8 +256,14 @@ class Leases {
       const std::uint64_t generation = generation_of(found[i].word);
       std::shared_ptr<Lease>& held = held_[found[i].slot];
       if (held && held->generation == generation && held->print == prints[i] && held->epoch == epoch &&
-          !held->lost.load(std::memory_order_acquire) &&
-          held->expiry.load(std::memory_order_acquire) > now + context_.options.lease_ms / 4) {
+          !held->lost.load(std::memory_order_acquire) && held->expiry.load(std::memory_order_acquire) > now) {
+        // The heartbeat is late. Others read under this lease: it is prolonged, not replaced.
+        const bool short_of_time =
+            held->expiry.load(std::memory_order_acquire) <= now + context_.options.lease_ms / 4;
+        if (short_of_time && raise(found[i].slot, now + context_.options.lease_ms)) {
+          prolonged.push_back(held.get());
+          stamps.push_back({Point::renewal, pool_.stamp(context_.host, found[i].slot)});
+        }
         ++held->holders;
         out[i] = held;
         continue;
@@ -292,6 +303,7 @@ class Leases {
     // SYNC POINT: stamp (with slot_use after CLOSING, confirmed by Eviction::close). Dekker's pattern: either the
     // evictor sees the stamp, or the observation that follows sees CLOSING.
     V::confirm_all(stamps);
+    for (Lease* lease : prolonged) end_renewal(*lease, now + context_.options.lease_ms);
   }
 
   /// Second half: only a descriptor observed after the stamp was confirmed makes a lease. Returns whether some
@@ -438,6 +450,12 @@ class Leases {
     do {
       after = before == bit(process) ? lowering_bit(process) : before & ~bit(process);
     } while (!__atomic_compare_exchange_n(mask, &before, after, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
+#ifdef __SANITIZE_THREAD__
+    // In a test, processes are handles that map the control block once each: ThreadSanitizer takes its mask for as many
+    // memories, and does not see that whoever goes last comes after the others.
+    __tsan_acquire(stamp);
+    __tsan_release(stamp);
+#endif
     if (after != lowering_bit(process)) return;
     // SYNC POINT: stamp_lowered (with slot_use)
     if (V::exchange_if(stamp, seen, context_.published_tick())) V::write_back_soon(Point::stamp_lowered, stamp);
