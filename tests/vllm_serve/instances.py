@@ -34,6 +34,7 @@ class Serving:
         pool: Path | None = None,
         model: int = 0,
         connector: dict[str, Any] | None = IN_PROCESS,
+        privileged: bool = True,
         **lmcache: Any,
     ) -> VLLM:
         """An instance that has yet to be waited for; ``model`` is the seed of its weights."""
@@ -51,6 +52,7 @@ class Serving:
             lmcache=file,
             connector=connector,
             cache=self.folder / "cache",
+            privileged=privileged,
         )
         self.instances.append(instance)
         return instance

@@ -65,6 +65,8 @@ class Answer:
 class VLLM:
     """One instance; ``lmcache`` is its configuration file, ``connector`` how vLLM reaches LMCache.
 
+    ``privileged``: started by root, it may also open what file modes forbid.
+
     Everything that it leaves in a file system is in ``folder``, or removed at its end.
     """
 
@@ -77,6 +79,7 @@ class VLLM:
         lmcache: Path | None = None,
         connector: dict[str, Any] | None = None,
         cache: Path,
+        privileged: bool = True,
     ) -> None:
         self.port = free_port()
         self.name = log.stem
@@ -108,6 +111,8 @@ class VLLM:
         command += ["--num-gpu-blocks-override", str(BLOCKS)]
         if "--block-size" not in arguments:
             command += ["--block-size", str(BLOCK)]
+        if not privileged and os.geteuid() == 0:
+            command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [*command, *arguments],
