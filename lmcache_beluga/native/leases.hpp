@@ -171,9 +171,8 @@ class Leases {
       }
       if (lease->epoch != epoch) {
         lose(*lease);
-      } else if (raise(slot, now + context_.options.lease_ms)) {
+      } else if (begin_renewal(*lease, now + context_.options.lease_ms, stamps)) {
         renewed.push_back(lease.get());
-        stamps.push_back({Point::renewal, pool_.stamp(context_.host, slot)});
       }
     }
     // SYNC POINT: renewal (with slot_use)
@@ -258,11 +257,9 @@ class Leases {
       if (held && held->generation == generation && held->print == prints[i] && held->epoch == epoch &&
           !held->lost.load(std::memory_order_acquire) && held->expiry.load(std::memory_order_acquire) > now) {
         // The heartbeat is late. Others read under this lease: it is prolonged, not replaced.
-        const bool short_of_time =
-            held->expiry.load(std::memory_order_acquire) <= now + context_.options.lease_ms / 4;
-        if (short_of_time && raise(found[i].slot, now + context_.options.lease_ms)) {
+        if (held->expiry.load(std::memory_order_acquire) <= now + context_.options.lease_ms / 4 &&
+            begin_renewal(*held, now + context_.options.lease_ms, stamps)) {
           prolonged.push_back(held.get());
-          stamps.push_back({Point::renewal, pool_.stamp(context_.host, found[i].slot)});
         }
         ++held->holders;
         out[i] = held;
@@ -406,6 +403,13 @@ class Leases {
       if (V::exchange_if(stamp, old, value)) return true;
     }
     return false;
+  }
+
+  /// Raises the stamp of a lease, which `stamps` is to confirm before end_renewal(). False: there is none to raise.
+  bool begin_renewal(const Lease& lease, std::uint64_t expiry, std::vector<Place>& stamps) {
+    if (!raise(lease.slot, expiry)) return false;
+    stamps.push_back({Point::renewal, pool_.stamp(context_.host, lease.slot)});
+    return true;
   }
 
   /// The stamp has been raised and confirmed. Too late to prolong, it is a new lease, and the descriptor has to be
