@@ -18,14 +18,11 @@ from .backends import Backend, Moved
 from .child import Child, ChildError
 from .client import Asked, ask
 from .engine import MODEL_NAME, Engine
-from .measured import PhaseResult
+from .measured import HIT, PhaseResult
 from .request import Phase
 from .settings import Settings, kv_bytes_per_token
 
 _POLL_S = 0.1
-#: A row whose hits are fewer than this part of what a cache could hit is flagged.
-_HIT = 0.9
-
 
 #: What a process that ends, a tier that says something else than expected, or a pool may raise.
 FAILURES = (
@@ -45,7 +42,6 @@ class Deployment:
         kind: of backend.
         phases: all that will be run, by which instances are chosen.
         folder: for logs.
-
     """
 
     def __init__(
@@ -190,7 +186,7 @@ class Deployment:
             chunk = self._settings.chunk
             could = sum(request.reused_tokens // chunk * chunk for request in phase.requests)
             # vLLM computes the last token of a prompt whatever is cached of it.
-            least = _HIT * (could - len(phase.requests))
+            least = HIT * (could - len(phase.requests))
             most = sum(request.reused_tokens for request in phase.requests)
             if hit < least:
                 reasons.append(f"hit {hit} of {could} tokens that could be hit")

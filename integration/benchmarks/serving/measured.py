@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+#: A row whose hits are fewer than this part of what a cache could hit is flagged.
+HIT = 0.9
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -72,3 +75,8 @@ class PhaseResult:
     settled_s: float = 0.0
     #: Why the row is not what its name says, a hit that did not hit for instance; empty: it is.
     flag: str = ""
+
+    @property
+    def answered(self) -> list[Answer]:
+        """Without the requests that failed."""
+        return [answer for answer in self.answers if not answer.error]

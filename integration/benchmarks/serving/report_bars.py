@@ -125,7 +125,7 @@ def _bus(rows: Rows, bytes_per_token: int, bus_gbps: float) -> Iterator[Bar]:
 def _bus_use(row: Row, bytes_per_token: int, bus_gbps: float) -> float | None:
     uses = []
     for phase in row.repeats:
-        good = [answer for answer in phase.answers if not answer.error]
+        good = phase.answered
         if not good or not phase.loaded_tokens:
             continue
         took = max(a.sent_s + a.ttft_s for a in good) - min(a.sent_s for a in good)

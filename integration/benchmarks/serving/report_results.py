@@ -10,22 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .measured import Answer, PhaseResult
+from .result_file import PER_RUN
 
-#: What may differ between files of the same measurement.
+#: What may differ between files of the same measurement, besides PER_RUN.
 _MACHINE_NOW = ("load_average",)
-_SETTINGS_OF_A_RUN = (
-    "first_port",
-    "together",
-    "max_model_len",
-    "start_s",
-    "settle_s",
-    "python",
-    "repeats",
-    "seed",
-    "count",
-    "bursts",
-    "lengths",
-)
 
 
 class ReportError(ValueError):
@@ -57,8 +45,7 @@ class Results:
         return (
             _without(self.machine, _MACHINE_NOW) == _without(other.machine, _MACHINE_NOW)
             and self.versions == other.versions
-            and _without(self.settings, _SETTINGS_OF_A_RUN)
-            == _without(other.settings, _SETTINGS_OF_A_RUN)
+            and _without(self.settings, PER_RUN) == _without(other.settings, PER_RUN)
         )
 
     def add(self, other: Results) -> None:

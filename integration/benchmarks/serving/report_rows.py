@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .measured import Answer, PhaseResult
+from .measured import HIT, Answer, PhaseResult
 from .report_backends import RECOMPUTE, place
 
-#: A phase that hits less than this part of what a cache could hit is flagged.
-_HIT = 0.9
 #: Tokens that a cache cannot be blamed for, at the end of each prompt.
 _CHUNK = 256
 
@@ -154,7 +152,6 @@ def _row(phases: list[PhaseResult]) -> Row:
         if (several := [a.tpot_s for a in (decoding or asked) if a.output_tokens > 1])
     ]
     gaps = [max(a.longest_gap_s for a in decoding) for _, _, decoding in measured if decoding]
-    answered = [(phase, [a for a in phase.answers if not a.error]) for phase in phases]
     groups = dict.fromkeys(group for phase in phases for group in phase.cpu_s)
     return Row(
         workload=first.workload,
@@ -170,11 +167,11 @@ def _row(phases: list[PhaseResult]) -> Row:
         ttft_p99=percentile(everything, 99) if everything else None,
         tpot_s=_median(tpots),
         longest_gap_s=_median(gaps),
-        requests_per_s=_median([len(good) / p.wall_s for p, good in answered if p.wall_s > 0]),
+        requests_per_s=_median([len(p.answered) / p.wall_s for p in phases if p.wall_s > 0]),
         tokens_per_s=_median(
             [
-                sum(a.prompt_tokens + a.output_tokens for a in good) / phase.wall_s
-                for phase, good in answered
+                sum(a.prompt_tokens + a.output_tokens for a in phase.answered) / phase.wall_s
+                for phase in phases
                 if phase.wall_s > 0
             ]
         ),
@@ -219,7 +216,7 @@ def _flags(phase: PhaseResult) -> list[str]:
         got = phase.loaded_tokens + phase.local_tokens
         # A chunk that is not full is not stored.
         could = phase.reused_tokens - _CHUNK * len(phase.answers)
-        if got < _HIT * could:
+        if got < HIT * could:
             found.append(f"hit {got} of {phase.reused_tokens} tokens that could be hit")
     if phase.asked_who_stored:
         found.append("asked the instance that stored")

@@ -12,12 +12,14 @@ from lmcache_beluga.cli.bench_report import rounded
 
 from .measured import PhaseResult
 
-#: Settings that may differ between runs of one file: phases say themselves what was asked.
-_PER_RUN = (
-    *("first_port", "start_s", "settle_s", "python", "mooncake_protocol", "mooncake_device"),
+#: Settings that may differ between runs whose rows stand in one table: phases say themselves what
+#: was asked.
+PER_RUN = (
+    *("first_port", "start_s", "settle_s", "python", "together"),
     *("lengths", "count", "bursts", "repeats", "seed", "max_model_len"),
-    "together",
 )
+#: Those of one backend, whose rows a run replaces.
+_PER_BACKEND = ("mooncake_protocol", "mooncake_device")
 
 
 class ResultFileError(ValueError):
@@ -58,7 +60,7 @@ class ResultFile:
         differ = [
             f"{name}: {old['settings'].get(name)} there, {value} here"
             for name, value in json.loads(json.dumps(self.settings)).items()
-            if name not in _PER_RUN and old["settings"].get(name) != value
+            if name not in (*PER_RUN, *_PER_BACKEND) and old["settings"].get(name) != value
         ]
         if differ:
             raise ResultFileError(f"{self.path} was measured with other settings: {differ}")

@@ -214,7 +214,7 @@ class _Seat:
 
 def _line(phase: Phase, repeat: int, result: PhaseResult) -> str:
     """What progress says of a phase."""
-    times = [answer.ttft_s for answer in result.answers if not answer.error]
+    times = [answer.ttft_s for answer in result.answered]
     median = f"{statistics.median(times) * 1e3:.1f}" if times else "-"
     text = (
         f"{phase.workload}, {phase.name}, repeat {repeat}: median TTFT {median} ms of {len(times)}"
