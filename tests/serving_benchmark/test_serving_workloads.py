@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from serving import workload_trace as trace
 from serving.request import Phase, Request
 from serving.trace_file import TraceRequest, write_trace
 from serving.workload_tokens import Asked, TokenSource
+from serving.workloads import Scale
 
 WORKLOADS = {
     "documents": workload_documents.phases,
@@ -21,19 +22,10 @@ WORKLOADS = {
 }
 
 
-@dataclass(frozen=True)
-class Scale:
-    """What the command line gives workloads, small."""
-
-    #: So few ids that prompts often have their first ones in common by accident.
-    vocabulary: int = 40
-    seed: int = 1
-    lengths: tuple[int, ...] = (64, 200)
-    output_tokens: int = 3
-    quick: bool = False
-    count: int = 2
-    bursts: tuple[int, ...] = (2, 5)
-    trace: Path | None = None
+#: So few ids that prompts often have their first ones in common by accident.
+SMALL = Scale(
+    vocabulary=40, seed=1, lengths=(64, 200), output_tokens=3, quick=False, count=2, bursts=(2, 5)
+)
 
 
 @pytest.fixture
@@ -41,11 +33,11 @@ def scale(tmp_path: Path) -> Scale:
     path = tmp_path / "small.jsonl"
     lines = [(0, 1100, 9, (0, 1, 2)), (5, 1400, 2, (0, 1, 3)), (9, 600, 1, (0, 4)), (9, 9, 1, (5,))]
     write_trace(path, [TraceRequest(*line) for line in lines])
-    return Scale(trace=path)
+    return replace(SMALL, trace=path)
 
 
 def made(name: str, scale: Scale, repeat: int = 0) -> list[Phase]:
-    return WORKLOADS[name](scale, repeat)  # type: ignore[arg-type]
+    return WORKLOADS[name](scale, repeat)
 
 
 def common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
@@ -73,7 +65,7 @@ def test_reused_tokens_are_what_earlier_prompts_have(scale: Scale, name: str) ->
 
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_same_seed_same_requests(scale: Scale, name: str) -> None:
-    other_seed = Scale(seed=2, trace=scale.trace)
+    other_seed = replace(scale, seed=2)
 
     assert made(name, scale, 1) == made(name, scale, 1)
     assert made(name, scale, 1)[0].requests[0] != made(name, other_seed, 1)[0].requests[0]
@@ -168,12 +160,12 @@ def test_requests_reuse_what_their_ratio_says(scale: Scale) -> None:
 
 def test_a_ratio_out_of_range_is_refused(scale: Scale) -> None:
     with pytest.raises(ValueError, match=r"1\.5.*from 0 to 1"):
-        workload_reuse.phases(scale, 0, (0.5, 1.5))  # type: ignore[arg-type]
+        workload_reuse.phases(scale, 0, (0.5, 1.5))
 
 
 def test_turns_continue_on_the_other_instance(scale: Scale) -> None:
     shape = workload_chat.ChatShape(4, turns=3, system=5, first=20, turn=7, answer=4, think_s=2)
-    before, first, later = workload_chat.phases(scale, 0, shape)  # type: ignore[arg-type]
+    before, first, later = workload_chat.phases(scale, 0, shape)
 
     assert (first.instance, later.instance) == (None, None)
     assert len(first.requests) == 4 and len(later.requests) == 8
@@ -275,7 +267,7 @@ def test_what_came_before_is_stored_once(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     ids = [(0, 1, 2), (7,), (0, 1), (0, 1, 2, 3), (0, 9), (8,)]
     write_trace(path, [TraceRequest(0, 512 * len(one), 1, one) for one in ids])
-    scale = Scale(trace=path)
+    scale = replace(SMALL, trace=path)
     before, after = workload_trace_phases(scale, trace.Replay(skip=2, warm=True, longest=1101))
 
     assert [len(request.prompt) for request in before.requests] == [1100]
@@ -285,7 +277,7 @@ def test_what_came_before_is_stored_once(tmp_path: Path) -> None:
 
 def test_replay_without_a_trace_says_so() -> None:
     with pytest.raises(trace.TraceError, match="name one"):
-        made("trace", Scale())
+        made("trace", SMALL)
 
 
 @pytest.mark.parametrize("bad", [{"time_scale": -1}, {"length_scale": 0}, {"longest": 1}])
@@ -295,14 +287,14 @@ def test_an_impossible_replay_is_refused(bad: dict[str, float]) -> None:
 
 
 def workload_trace_phases(scale: Scale, replay: trace.Replay) -> list[Phase]:
-    return trace.phases(scale, 0, replay)  # type: ignore[arg-type]
+    return trace.phases(scale, 0, replay)
 
 
 def test_prompts_share_their_tokens_as_objects(scale: Scale) -> None:
     """Millions of tokens are kept until a run ends: eight bytes each, not forty."""
     one, two = (
         Request(phase.requests[0].prompt, 1)
-        for phase in workload_documents.phases(Scale(vocabulary=5000), 0)[0:3:2]  # type: ignore[arg-type]
+        for phase in workload_documents.phases(replace(SMALL, vocabulary=5000), 0)[0:3:2]
     )
     same = set(one.prompt) & set(two.prompt)
     ids = {token: id(token) for token in one.prompt}

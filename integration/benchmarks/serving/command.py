@@ -245,7 +245,6 @@ def _prepare(options: dict[str, Any], say: Any) -> tuple[Settings, list[Planned]
     scale = Scale(
         seed=options["seed"],
         vocabulary=int(config["vocab_size"]),
-        chunk=options["chunk_size"],
         lengths=options["lengths"],
         output_tokens=options["output_tokens"],
         quick=options["quick"],

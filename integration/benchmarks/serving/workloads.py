@@ -22,7 +22,6 @@ class Scale:
 
     seed: int
     vocabulary: int
-    chunk: int
     lengths: tuple[int, ...]
     output_tokens: int
     quick: bool = False
