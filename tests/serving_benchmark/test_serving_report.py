@@ -466,6 +466,7 @@ def test_command_says_what_plots_need(tmp_path: Path, monkeypatch: pytest.Monkey
     path = synthetic.write(tmp_path / "out.json", [phase("none", "populate 8K", [1.0])])
     for name in [name for name in sys.modules if name.startswith("matplotlib")]:
         monkeypatch.delitem(sys.modules, name)
+    # None: Python finds no such module. Typeshed knows only modules there.
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # type: ignore[arg-type]
 
     said = run(path, "--plots", tmp_path)

@@ -23,7 +23,7 @@ def at_once(instance: VLLM, prompts: Iterable[Sequence[int]]) -> list[Answer]:
 
 def records(pool: Path) -> set[bytes]:
     with Pool.open(pool) as found:
-        return {entry.record for entry in found.keys()}  # noqa: SIM118
+        return {entry.record for entry in found.keys()}  # noqa: SIM118 - a pool is no mapping
 
 
 def test_hit_in_the_other_instance(pair: Pair) -> None:
