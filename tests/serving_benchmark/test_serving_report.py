@@ -224,6 +224,15 @@ def test_bus_floor_and_use() -> None:
     assert not [one for one in bars(Rows(made), PER_TOKEN, None) if "bus" in one.what]
 
 
+def test_bus_use_of_two_repetitions_is_between_them() -> None:
+    made = [
+        phase("beluga-mp", "burst 8", [took] * 8, at_once=True, hit=1.0, reuse=1.0, repeat=repeat)
+        for repeat, took in enumerate((8.0, 10.0))
+    ]
+    found = bars(Rows(made), PER_TOKEN, 32768 * PER_TOKEN / 1e9)
+    assert bar(found, "bus use: beluga-mp").value == "90.0 %"
+
+
 # Files
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -130,7 +131,7 @@ def _bus_use(row: Row, bytes_per_token: int, bus_gbps: float) -> float | None:
             continue
         took = max(a.sent_s + a.ttft_s for a in good) - min(a.sent_s for a in good)
         uses.append(phase.loaded_tokens * bytes_per_token / took / (bus_gbps * 1e9))
-    return sorted(uses)[len(uses) // 2] if uses else None
+    return statistics.median(uses) if uses else None
 
 
 def _pairs(rows: Rows, pairs: dict[str, str]) -> Iterator[tuple[Row, Row]]:
