@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <memory_resource>
 #include <mutex>
 #include <span>
 #include <unordered_map>
@@ -135,11 +136,7 @@ class Leases {
   }
 
   /// May a transfer under this lease go on, as far as this process can tell without a look at the pool?
-  bool usable(const Lease& lease) const noexcept {
-    return !lease.lost.load(std::memory_order_acquire) &&
-           context_.now_ms() < lease.expiry.load(std::memory_order_acquire) &&
-           lease.epoch == V::load(&context_.header().lease_epoch) && !context_.late();
-  }
+  bool usable(const Lease& lease) const noexcept { return usable(lease, moment()); }
 
   /// Is the chunk untouched since it was leased? Asked after every transfer. A lost lease is counted once.
   bool valid(Lease& lease) {
@@ -219,6 +216,24 @@ class Leases {
   static constexpr int kClosingRetries = 8;
   static constexpr std::size_t kColdAhead = 3 * kLine;  // cold lines that nearly all records fit into
   static constexpr int kStampRetries = 64;
+
+  /// What a lease's use depends on besides the lease, looked at once for many.
+  struct Moment {
+    std::uint64_t now;
+    std::uint64_t epoch;
+    bool late;
+  };
+
+  Moment moment() const noexcept {
+    const std::uint64_t now = context_.now_ms();
+    const std::uint64_t epoch = V::load(&context_.header().lease_epoch);
+    return {now, epoch, context_.late()};
+  }
+
+  static bool usable(const Lease& lease, const Moment& moment) noexcept {
+    return !lease.lost.load(std::memory_order_acquire) &&
+           moment.now < lease.expiry.load(std::memory_order_acquire) && lease.epoch == moment.epoch && !moment.late;
+  }
 
   static std::uint64_t bit(std::uint32_t process) { return std::uint64_t{1} << (process - 1); }
   static std::uint64_t lowering_bit(std::uint32_t process) { return bit(process) << kMaxProcesses; }
@@ -323,7 +338,7 @@ class Leases {
       HotDescriptor hot;
       const bool read = read_hot<V>(pool_.hot(lease.slot), hot);
       bool good = read && generation_of(hot.word) == lease.generation && print_of(hot) == prints[i] &&
-                  state_of(hot.word) == SlotState::ready && usable(lease);
+                  state_of(hot.word) == SlotState::ready;
       if (read && is_state(hot.word) && state_of(hot.word) == SlotState::closing) closing = true;
       found[i].word = read ? hot.word : found[i].word;
       if (good && lease.size == 0) good = learn(lease, hot);
@@ -333,12 +348,19 @@ class Leases {
         good = wanted.empty() || (wanted.size() == lease.record_bytes &&
                                   std::memcmp(wanted.data(), lease.record().data(), wanted.size()) == 0);
       }
-      if (!good) {
-        release_locked(out[i]);
-        out[i] = nullptr;
-      }
+      if (!good) drop(out[i]);
+    }
+    // After all of them were observed: a lease that is usable now was so then.
+    const Moment after = moment();
+    for (auto& lease : out) {
+      if (lease && !usable(*lease, after)) drop(lease);
     }
     return closing;
+  }
+
+  void drop(std::shared_ptr<Lease>& lease) {
+    release_locked(lease);
+    lease = nullptr;
   }
 
   /// Copies the descriptor's contents into a new lease, validated.
@@ -471,7 +493,9 @@ class Leases {
   Index<V>& index_;
   Hosts<V>& hosts_;
   typename V::Mutex mutex_;
-  std::unordered_map<std::uint32_t, std::shared_ptr<Lease>> held_;
+  // What one thread makes and another ends would go from one arena of malloc to another's.
+  std::pmr::unsynchronized_pool_resource nodes_;
+  std::pmr::unordered_map<std::uint32_t, std::shared_ptr<Lease>> held_{&nodes_};
   std::vector<std::atomic<bool>> reserved_;  // by extent
 };
 

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <memory_resource>
 #include <mutex>
 #include <span>
 #include <unordered_map>
@@ -114,7 +115,8 @@ class Pins {
   const HostContext& context_;
   Leases<V>& leases_;
   mutable std::mutex mutex_;
-  std::unordered_map<Fingerprint, Pin, PrintHash> pins_;
+  std::pmr::unsynchronized_pool_resource nodes_;  // as Leases has it
+  std::pmr::unordered_map<Fingerprint, Pin, PrintHash> pins_{&nodes_};
   std::uint64_t count_ = 0;
 };
 
