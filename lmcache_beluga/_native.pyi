@@ -45,6 +45,7 @@ class View:
 
     def release(self) -> None: ...
 
+    @property
     def array(self) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,), writable=False)]: ...
 
 class Reservation:

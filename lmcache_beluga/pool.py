@@ -283,6 +283,10 @@ class Pool:
         """Leased views of the chunks, None where absent."""
         return [None if v is None else View(v) for v in self._native.get_batch(keys)]
 
+    def lease_batch(self, keys: Sequence[Key]) -> list[_native.View | None]:
+        """As :meth:`get_batch`, with each view's :attr:`View.native`."""
+        return self._native.get_batch(keys)
+
     def get_prefix(self, keys: Sequence[Key]) -> list[View]:
         """Leased views of the longest present prefix."""
         return [View(v) for v in self._native.get_prefix(keys)]

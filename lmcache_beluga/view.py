@@ -25,6 +25,11 @@ class View:
         self._native = native
 
     @property
+    def native(self) -> _native.View:
+        """The same without this class: for callers with so many that a wrapper each shows."""
+        return self._native
+
+    @property
     def size(self) -> int:
         """Bytes of payload."""
         return self._native.size
@@ -62,7 +67,7 @@ class View:
     @property
     def array(self) -> npt.NDArray[np.uint8]:
         """Read-only uint8 array of shape ``(size,)``. Raises InvalidArgumentError after release."""
-        return self._native.array()
+        return self._native.array
 
     def valid(self) -> bool:
         """Is the chunk untouched since it was leased? Ask after the last byte was transferred.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lmcache.v1.distributed.internal_api import L1ManagerListener, L1OperationResult
     from lmcache.v1.memory_management import MemoryObj
 
-    from lmcache_beluga.pool import Pool, View
+    from lmcache_beluga.pool import Pool
 
 ABANDONED_S = 60.0
 """How long after its lapse a write reservation waits for another writer of its key."""
@@ -42,6 +42,8 @@ LENT_S = 60.0
 Written: TypeAlias = "tuple[ObjectKey, Staged]"
 
 _MISSING = (L1Error.KEY_NOT_EXIST, None)
+# An enum's member costs more to look up than a key.
+_SUCCESS = L1Error.SUCCESS
 
 
 class BelugaL1:
@@ -94,7 +96,7 @@ class BelugaL1:
             self._id,
         )
         self._reads = ReadLocks(
-            self._lease, self._memory, config.read_ttl_seconds, not verify, self._trouble
+            self._pool.lease_batch, self._memory, config.read_ttl_seconds, not verify, self._trouble
         )
         self._writes = WriteReservations(config.write_ttl_seconds)
         self._depths = PrefixDepths()
@@ -132,7 +134,12 @@ class BelugaL1:
         except Exception as error:
             self._failed("lookup", error)
             objs = [None] * len(keys)
-        found: dict[ObjectKey, L1OperationResult] = {}
+        found: dict[ObjectKey, L1OperationResult]
+        if None not in objs:
+            found = {key: (_SUCCESS, obj) for key, obj in zip(keys, objs, strict=True)}
+            self._events.read_reserved(list(keys))
+            return found
+        found = {}
         locked: list[ObjectKey] = []
         hits = -1
         for key, obj in zip(keys, objs, strict=True):
@@ -140,10 +147,9 @@ class BelugaL1:
                 found.setdefault(key, _MISSING)
                 hits = len(locked) if hits < 0 else hits
             else:
-                found[key] = (L1Error.SUCCESS, obj)
+                found[key] = (_SUCCESS, obj)
                 locked.append(key)
-        if hits >= 0:
-            self._depths.looked_up(keys, hits)
+        self._depths.looked_up(keys, hits)
         self._events.read_reserved(locked)
         return found
 
@@ -162,22 +168,21 @@ class BelugaL1:
         locks = validate_read_locks(read_locks)
         try:
             results, gone = self._reads.give_back(keys, locks)
-            absent = [key for key, error in results.items() if error is L1Error.KEY_NOT_EXIST]
+            failed = [key for key, error in results.items() if error is not _SUCCESS]
+            absent = [key for key in failed if results[key] is L1Error.KEY_NOT_EXIST]
             for key, present in zip(absent, self._present(absent), strict=True):
                 if present:
                     results[key] = L1Error.KEY_IN_WRONG_STATE
         except Exception as error:
             self._failed("unlock", error)
             return dict.fromkeys(keys, L1Error.KEY_NOT_EXIST)
-        failed = sum(error is not L1Error.SUCCESS for error in results.values())
-        if failed and (times := self._trouble.due("unlocked", failed)):
+        if failed and (times := self._trouble.due("unlocked", len(failed))):
             logger.warning(
                 "%d chunks were unlocked that were not locked (any more) since last reported",
                 times,
             )
-        self._events.read_finished(
-            [key for key, error in results.items() if error is L1Error.SUCCESS], gone
-        )
+        unlocked = [key for key, error in results.items() if error is _SUCCESS]
+        self._events.read_finished(unlocked, gone)
         return results
 
     # Writing
@@ -523,9 +528,6 @@ class BelugaL1:
         self._pool.close()
 
     # Trouble, and what is asked in several places
-
-    def _lease(self, keys: Sequence[ObjectKey]) -> list[View | None]:
-        return self._pool.get_batch(keys)
 
     def _present(self, keys: Sequence[ObjectKey]) -> list[bool]:
         return self._pool.contains(keys) if keys else []

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
     from lmcache.v1.distributed.memory_manager import L1MemoryManager
 
+    from lmcache_beluga._native import View as NativeView
     from lmcache_beluga.engines.l1_layouts import EngineLayouts
     from lmcache_beluga.engines.l1_reach import ServerReach
-    from lmcache_beluga.pool import Pool, View
+    from lmcache_beluga.pool import Pool
 
 # As LMCache's own L1 has it, which does not say.
 FORMAT = MemoryFormat.KV_2LTD
@@ -67,7 +68,7 @@ class L1Memory:
     # Reading
 
     def reading(
-        self, keys: Sequence[ObjectKey], views: Sequence[View | None]
+        self, keys: Sequence[ObjectKey], views: Sequence[NativeView | None]
     ) -> list[MemoryObj | None]:
         """An object for each view, which it takes over; None where there is none."""
         unpack, covers, fits = self._codec.unpack, self._reach.covers, self._layouts.fits
@@ -116,8 +117,8 @@ class L1Memory:
                 dtypes,
             )
 
-    def _copied(self, view: View, layout: Layout) -> MemoryObj | None:
-        with view:
+    def _copied(self, view: NativeView, layout: Layout) -> MemoryObj | None:
+        try:
             obj = self._allocate_own(layout)
             if obj is None:
                 return None
@@ -125,6 +126,8 @@ class L1Memory:
             # A chunk whose lease was lost may have been overwritten while it was copied.
             if view.valid():
                 return obj
+        finally:
+            view.release()
         self.release(obj)
         return None
 
@@ -199,7 +202,7 @@ class L1Memory:
         results = []
         for obj, (result, view) in zip(objs, committed, strict=True):
             if view is not None:
-                obj.becomes(view)
+                obj.becomes(view.native)
             elif keep and result is PutResult.STORED:
                 result = PutResult.DUPLICATE  # removed again at once: let the caller look for it
             results.append(result)

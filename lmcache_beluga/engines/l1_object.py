@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from lmcache.v1.memory_management import MemoryFormat, MemoryObj, MemoryObjMetadata
 
-from lmcache_beluga.engines.memory_obj import Hold
 from lmcache_beluga.errors import InvalidArgumentError
 from lmcache_beluga.reservation import Reservation
 
 if TYPE_CHECKING:
+    from lmcache_beluga._native import View as NativeView
     from lmcache_beluga.engines.layout import Layout
 
 
@@ -38,12 +38,14 @@ class L1Object(MemoryObj):  # type: ignore[misc]
         "hold",
     )
 
-    def __init__(self, hold: Hold, layout: Layout, base: int, owner: int) -> None:
+    def __init__(
+        self, hold: NativeView | Reservation, layout: Layout, base: int, owner: int
+    ) -> None:
         """``base``: the address at which the pool's file begins in this process. ``owner``:
         LMCache's number of the L1."""
         # Not MemoryObj's: it would set what is made later here.
         self._l1_manager_id = owner
-        self.hold: Hold | None = hold
+        self.hold: NativeView | Reservation | None = hold
         self.address = hold.address
         self._base = base
         self._layout = layout
@@ -67,7 +69,7 @@ class L1Object(MemoryObj):  # type: ignore[misc]
             raise InvalidArgumentError("the object is no slot to write to")
         return self.hold
 
-    def becomes(self, view: Hold) -> None:
+    def becomes(self, view: NativeView) -> None:
         """What was written is a chunk now, and ``view`` the lease on it."""
         self.hold = view
 

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from lmcache.v1.distributed.api import ObjectKey
     from lmcache.v1.memory_management import MemoryObj
 
+    from lmcache_beluga._native import View as NativeView
     from lmcache_beluga.engines.l1_memory import L1Memory
-    from lmcache_beluga.pool import View
 
 SWEEP_S = 1.0
+_SUCCESS = L1Error.SUCCESS  # an enum's member costs more to look up than a key
 
 
 class Held:
@@ -50,7 +51,7 @@ class ReadLocks:
 
     def __init__(
         self,
-        lease: Callable[[Sequence[ObjectKey]], list[View | None]],
+        lease: Callable[[Sequence[ObjectKey]], list[NativeView | None]],
         memory: L1Memory,
         ttl_s: float,
         check_hits: bool,
@@ -186,9 +187,7 @@ class ReadLocks:
                 if one.count <= 0 or one.until <= now:
                     results[key] = L1Error.KEY_IN_WRONG_STATE
                     continue
-                results[key] = (
-                    L1Error.SUCCESS if good and one is before else L1Error.KEY_IN_WRONG_STATE
-                )
+                results[key] = _SUCCESS if good and one is before else L1Error.KEY_IN_WRONG_STATE
                 one.count -= locks
                 if one.count <= 0:
                     self._leave(key, one)

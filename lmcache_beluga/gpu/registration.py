@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from lmcache_beluga.gpu.cuda_runtime import CudaError
 
 if TYPE_CHECKING:
+    from lmcache_beluga import _native
     from lmcache_beluga.pool import Pool
     from lmcache_beluga.reservation import Reservation
     from lmcache_beluga.view import View
 
-    Hold: TypeAlias = View | Reservation
+    Hold: TypeAlias = View | _native.View | Reservation
 
 logger = logging.getLogger("lmcache_beluga")
 

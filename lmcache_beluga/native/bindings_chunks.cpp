@@ -140,7 +140,7 @@ void bind_chunks(nb::module_& m) {
              return v.pool->valid(*v.lease);
            })
       .def("release", &View::release)
-      .def("array", [](nb::handle_t<View> self) {
+      .def_prop_ro("array", [](nb::handle_t<View> self) {
         const View& v = nb::cast<const View&>(self);
         if (v.released) throw Error(ErrorKind::invalid_argument, "this view was released");
         const std::size_t shape[1] = {v.lease->size};

@@ -329,7 +329,7 @@ def test_what_gpus_cannot_reach_is_copied(
     assert l1.get_memory_usage()[0] == 0
     # A lease that is lost while the copy is made: the copy may be of anything.
     with monkeypatch.context() as lost:
-        lost.setattr("lmcache_beluga.view.View.valid", lambda view: False)
+        lost.setattr("lmcache_beluga._native.View.valid", lambda view: False)
         assert errors(l1.reserve_read(some)) == {L1Error.KEY_NOT_EXIST}
     # There is only so much memory for copies: what does not fit is a miss, and no more.
     many = [key(number) for number in range(9 * MIB // NBYTES)]
