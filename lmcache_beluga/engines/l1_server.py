@@ -18,6 +18,7 @@ from lmcache_beluga.engines import l1_hook
 from lmcache_beluga.engines.l1 import BelugaL1
 from lmcache_beluga.engines.l1_copy_path import prefer_whole_chunks
 from lmcache_beluga.engines.l1_hashing import ADVICE, server_hash_scheme
+from lmcache_beluga.engines.l1_lanes import load_in_lanes
 from lmcache_beluga.engines.l1_options import OVERRIDING, parse
 from lmcache_beluga.engines.trouble import log_as_lmcache
 from lmcache_beluga.errors import KeySchemeError, UnsupportedError
@@ -54,6 +55,7 @@ def serve(settings: Settings, arguments: Sequence[str]) -> None:
 
         l1_hook.install(make)
         prefer_whole_chunks()
+        load_in_lanes()
         lmcache(["server", *arguments, *more])
     finally:
         pool.close()
