@@ -83,6 +83,11 @@ def _mapped(folder: Path) -> bool:
     return folder.parent == Path("/dev/shm") and not torch.cuda.is_available()
 
 
+def _device() -> str:
+    """Where servers expect the KV of engines."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _servers(
     stack: contextlib.ExitStack, folder: Path, gib: float
 ) -> tuple[MPServer, MPServer, MPServer]:
@@ -117,13 +122,12 @@ def _retrieve(
     servers: tuple[MPServer, MPServer, MPServer],
     quick: bool,
 ) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     blocks = chunks * _CHUNK // BLOCK
     tokens = list(range(chunks * _CHUNK))
     tokens[0] = 1_000_000 + len(mode)
     with contextlib.ExitStack() as stack:
         stock, storing, loading = (
-            stack.enter_context(MPEngine(server.url, shape, blocks, mode, device=device))
+            stack.enter_context(MPEngine(server.url, shape, blocks, mode, device=_device()))
             for server in servers
         )
         for engine in (stock, storing):
@@ -178,7 +182,14 @@ def _lookup(section: Section, servers: tuple[MPServer, MPServer, MPServer], quic
     with contextlib.ExitStack() as stack:
         stock, storing, loading = (
             stack.enter_context(
-                MPEngine(server.url, _TINY, chunks * _CHUNK // BLOCK, "lmcache_driven", "tiny")
+                MPEngine(
+                    server.url,
+                    _TINY,
+                    chunks * _CHUNK // BLOCK,
+                    "lmcache_driven",
+                    "tiny",
+                    device=_device(),
+                )
             )
             for server in servers
         )
