@@ -138,6 +138,20 @@ def test_servers_see_all_gpus_and_engines_reach_their_own(
     assert len(pools) == 1, "one pool for both"
 
 
+@pytest.mark.parametrize("name", ["beluga-mp", "lmcache-mp"])
+def test_engines_tell_the_connector_what_they_were_told(
+    name: str, settings: Settings, tmp_path: Path, never_started: list[Any]
+) -> None:
+    """But not where their server is."""
+    told = {"lmcache.mp.eager_prefetch": True, "lmcache.mp.port": 1}
+    backend = started(name, dataclasses.replace(settings, connector=told), tmp_path)
+    transfer = backend.setup(0).kv_transfer
+    assert transfer is not None
+    extra = transfer["kv_connector_extra_config"]
+    assert extra["lmcache.mp.eager_prefetch"] is True
+    assert extra["lmcache.mp.port"] != 1
+
+
 def test_lmcaches_own_server_is_one_for_both(
     settings: Settings, tmp_path: Path, never_started: list[Any]
 ) -> None:

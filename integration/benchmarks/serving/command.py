@@ -105,6 +105,18 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         raise click.BadParameter(f"{value!r} ({error}): give 48GiB, say", ctx, param) from None
 
 
+def _settings_of_connector(
+    ctx: click.Context, param: click.Parameter, value: str
+) -> dict[str, Any]:
+    try:
+        found = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise click.BadParameter(f"no JSON ({error})", ctx, param) from None
+    if not isinstance(found, dict):
+        raise click.BadParameter("give a JSON object", ctx, param)
+    return found
+
+
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -160,6 +172,12 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--settle-s", default=60.0, show_default=True, help="For a tier to have stored.")
 @click.option("--vllm-python", default=sys.executable, help="The interpreter that has vLLM.")
 @click.option("--vllm-args", default="", help="More options of vllm serve, in one string.")
+@click.option(
+    "--connector-config",
+    default="{}",
+    callback=_settings_of_connector,
+    help="Of LMCache's connector to its servers: '{\"lmcache.mp.eager_prefetch\": true}'.",
+)
 @click.option(
     "--gpu",
     "gpus",
@@ -282,6 +300,7 @@ def _prepare(options: dict[str, Any], say: Any) -> tuple[Settings, list[Planned]
         eager=not options["cuda_graphs"],
         prefix_caching=options["prefix_caching"],
         vllm_args=tuple(shlex.split(options["vllm_args"])),
+        connector=options["connector_config"],
         chunk=options["chunk_size"],
         hash_algorithm=options["hash_algorithm"],
         server_hash_algorithm=options["server_hash_algorithm"],

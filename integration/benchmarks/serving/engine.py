@@ -31,11 +31,12 @@ def in_process(settings: Settings) -> dict[str, Any]:
     return IN_PROCESS_ON_CPU if settings.cpu else IN_PROCESS
 
 
-def through_server(port: int) -> dict[str, Any]:
+def through_server(settings: Settings, port: int) -> dict[str, Any]:
     """vLLM's ``--kv-transfer-config`` for a server of LMCache's on this machine."""
+    there = {"lmcache.mp.host": f"tcp://{HOST}", "lmcache.mp.port": port}
     return IN_PROCESS | {
         "kv_connector": "LMCacheMPConnector",
-        "kv_connector_extra_config": {"lmcache.mp.host": f"tcp://{HOST}", "lmcache.mp.port": port},
+        "kv_connector_extra_config": settings.connector | there,
     }
 
 

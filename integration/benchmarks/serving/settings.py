@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Settings:
     eager: bool = True
     prefix_caching: bool = False
     vllm_args: tuple[str, ...] = ()
+    #: Of LMCache's connector to its servers, over what a run needs.
+    connector: dict[str, Any] = field(default_factory=dict)
     chunk: int = 256
     #: How LMCache hashes chunks, in process and in its server.
     hash_algorithm: str = "builtin"

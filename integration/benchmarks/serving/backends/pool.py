@@ -103,7 +103,7 @@ class ThroughServers(PoolBackend):
             child.wait_until(partial(answers, http, "/healthcheck"), deadline)
 
     def setup(self, instance: int) -> EngineSetup:
-        return EngineSetup(through_server(self._ports[instance][0]))
+        return EngineSetup(through_server(self.settings, self._ports[instance][0]))
 
 
 def server_options(backend: Backend, port: int, http_port: int) -> list[str]:

@@ -29,7 +29,7 @@ class PrivateL1(Backend):
         self.children[0].wait_until(lambda: answers(self._http, "/healthcheck"), deadline)
 
     def setup(self, instance: int) -> EngineSetup:
-        return EngineSetup(through_server(self._port))
+        return EngineSetup(through_server(self.settings, self._port))
 
     def progress(self) -> int | None:
         status = _find(json.loads(get(self._http, "/status")[1]), "l1_manager")
