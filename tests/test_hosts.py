@@ -377,3 +377,24 @@ def test_a_host_that_wants_room_says_so(hosts: list[Pool], path: Path) -> None:
         hosts[1].put(key, payload(key))
     assert Pool.hosts(path)[1].pressure > 0
     assert any(held)
+
+
+def test_a_host_that_joins_a_warm_pool_can_store(path: Path) -> None:
+    """Nothing in the pool is cold, and the host that joins owns nothing that it could evict."""
+    warm, new = keys("warm", 700), keys("new", 10)
+    with (
+        Pool.attach(path, host_id=0, **TIMES) as owner,
+        Pool.attach(path, host_id=1, **TIMES) as late,
+    ):
+        fill(owner, warm)
+        others = Pool.hosts(path)[0].extents
+        deadline = time.monotonic() + 20
+        while not all(late.contains(new)):
+            assert time.monotonic() < deadline, "a host can store nothing"
+            for key in new:
+                late.put(key, payload(key))
+            for key in warm:  # so that nothing of it is as old as a second
+                right(owner, key)
+        assert all(right(owner, key) for key in new)
+        one, two = Pool.hosts(path)
+        assert (one.extents, two.extents) == (others - 1, 1)

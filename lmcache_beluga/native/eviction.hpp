@@ -126,24 +126,29 @@ class Eviction {
     return freed;
   }
 
-  /// Gives up to `most` extents to whoever needs them: empty ones, or ones whose chunks are clearly older than
-  /// `age_ms`. None but the first is begun after `until_ms`. Returns how many.
+  /// Gives up to `most` extents to whoever needs them: empty ones, or ones whose chunks are `age_ms` old or older on
+  /// average. None but the first is begun after `until_ms`. Returns how many.
   std::uint32_t give_up(std::uint32_t most, std::uint64_t age_ms, std::uint64_t until_ms) {
     std::uint32_t given = slots_.release_empty(most, until_ms);
     while (given < most && (given == 0 || context_.now_ms() < until_ms)) {
       slots_.refresh_owned();
-      const std::uint32_t e = coldest_extent(slots_.all_owned(), 2 * age_ms + 1000);
+      const std::uint32_t e = coldest_extent(slots_.all_owned(), age_ms);
       if (e == kNoExtent || !drain(e) || !slots_.release(e)) break;
       ++given;
     }
     return given;
   }
 
-  /// How long ago the chunk was used that would be evicted next; 0: there is none.
+  /// From which age on chunks are clearly older than one of `age_ms`: much older, so that to empty a whole extent of
+  /// them is worth it, and by so much that two who compare do not hand an extent back and forth.
+  static constexpr std::uint64_t clearly_older(std::uint64_t age_ms) { return 2 * age_ms + 1000; }
+
+  /// How long ago the chunk was used that would be evicted next, at least 1; 0: there is none that may go.
   std::uint32_t coldest_age_ms() {
     slots_.refresh_owned();
     const Candidate coldest = sample(slots_.all_owned());
-    return static_cast<std::uint32_t>(std::min<std::uint64_t>(coldest.found ? coldest.age : 0, ~0u));
+    if (!coldest.found) return 0;
+    return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(coldest.age, 1, ~0u));
   }
 
  private:
@@ -170,7 +175,7 @@ class Eviction {
     const std::vector<std::uint32_t> other = slots_.owned_with(cut, false);
     const Candidate mine = sample(same);
     // Emptying a whole extent costs many chunks: only for one that is clearly colder, or if there is no other way.
-    const std::uint32_t victim = coldest_extent(other, mine.found ? 2 * mine.age + 1000 : 0);
+    const std::uint32_t victim = coldest_extent(other, mine.found ? clearly_older(mine.age) : 0);
     if (victim != kNoExtent && drain(victim)) return true;
     for (int i = 0; i < kEvictMisses; ++i) {
       const Candidate coldest = i == 0 ? mine : i < kSampleRounds ? sample(same) : scan(same);

@@ -135,7 +135,7 @@ struct alignas(kLine) HostHeartbeat {
   std::uint32_t processes;
   std::uint64_t active_hosts;    // whose lanes this host's lookups read: a joiner waits to be among them
   std::uint32_t dead_after_ms;   // how long others must wait before they may judge this host dead
-  std::uint32_t coldest_age_ms;  // of the chunk this host would evict next
+  std::uint32_t coldest_age_ms;  // of the chunk this host would evict next, at least 1; 0: there is none
   std::uint32_t left;            // 1: the host's last process has left in order
   std::uint32_t reserved0;
   std::uint64_t reserved[2];

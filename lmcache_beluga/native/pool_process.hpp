@@ -60,7 +60,8 @@ class PoolProcess {
     const bool slow = beats_++ % kSlowBeats == 0;
     if (context.sb().max_hosts > 1 || slow) hosts.refresh_active();
     const bool shared = context.sb().max_hosts > 1;
-    if (slow && shared) coldest_age_ms_ = eviction.coldest_age_ms();
+    // Whoever has nothing to evict is helped at once, and asks for no more than that.
+    if (shared && (slow || coldest_age_ms_ == 0)) coldest_age_ms_ = eviction.coldest_age_ms();
     const bool spoke = heartbeat.beat(now, shared ? pressure.own_demand() : 0, coldest_age_ms_);
     leases.renew();
     upkeep.retry_doomed();

@@ -9,7 +9,9 @@ namespace beluga {
 
 /// How free capacity flows to whoever needs it. A host that had to evict for want of an extent says how many it could
 /// use, and how cold the chunk is that it would evict next. Hosts whose extents are empty, or clearly colder, drain
-/// the coldest and give it up. So the coldest chunks of the whole pool go first, whoever owns them.
+/// the coldest and give it up. So the coldest chunks of the whole pool go first, whoever owns them. A host that has
+/// nothing to evict could store nothing at all: when nobody has had colder ones for some beats, each that has several
+/// extents gives it one, however warm.
 template <class V>
 class Pressure {
  public:
@@ -32,6 +34,7 @@ class Pressure {
   /// given up.
   std::uint32_t relieve() {
     std::uint64_t demand = 0;
+    bool starving = false;
     std::uint64_t hottest = ~std::uint64_t{0};
     const std::uint64_t others = context_.active_hosts() & ~(std::uint64_t{1} << context_.host);
     for (std::uint64_t rest = others; rest; rest &= rest - 1) {
@@ -40,25 +43,35 @@ class Pressure {
       const std::uint32_t pressure = V::load(&beat.pressure);
       if (pressure == 0 || pressure > context_.sb().extents || !hosts_.judge(h).live) continue;
       demand += pressure;
-      hottest = std::min<std::uint64_t>(hottest, V::load(&beat.coldest_age_ms));
+      const std::uint32_t age = V::load(&beat.coldest_age_ms);
+      starving |= age == 0;
+      hottest = std::min<std::uint64_t>(hottest, age);
     }
+    starving_beats_ = starving ? starving_beats_ + 1 : 0;
     if (demand == 0) return 0;
     const std::uint64_t unclaimed = slots_.unclaimed_extents();
     if (unclaimed >= demand) return 0;
     // The next heartbeat must not be late: whatever takes longer follows then.
     const std::uint64_t until = context_.now_ms() + context_.options.heartbeat_ms / 2;
     const auto most = static_cast<std::uint32_t>(std::min<std::uint64_t>(demand - unclaimed, kPerBeat));
-    return eviction_.give_up(most, hottest, until);
+    const std::uint32_t given = eviction_.give_up(most, Eviction<V>::clearly_older(hottest), until);
+    if (given != 0 || starving_beats_ < kPatience) return given;
+    starving_beats_ = 0;
+    slots_.refresh_owned();
+    const std::size_t own = slots_.all_owned().size();
+    return own < 2 ? 0 : eviction_.give_up(1, 0, until);
   }
 
  private:
   static constexpr std::uint64_t kPerBeat = 4;
+  static constexpr std::uint32_t kPatience = 3;
 
   HostContext& context_;
   const PoolMemory& pool_;
   Hosts<V>& hosts_;
   Slots<V>& slots_;
   Eviction<V>& eviction_;
+  std::uint32_t starving_beats_ = 0;  // for how many beats on end somebody had nothing to evict
 };
 
 }  // namespace beluga

@@ -71,6 +71,27 @@ void coldest_first(Stage& s) {
   s.await(warm, reads, "reading");
 }
 
+/// A pool that is full of warm chunks: whoever joins gets an extent all the same, and no more than it needs to store.
+/// Proven by it: `starving` in Pressure::relieve.
+void joins_a_warm_pool(Stage& s) {
+  Node& former = s.join(0);
+  Node& next = s.join(1);
+  fill_pool(s, former, 0);
+  bool stop = false;
+  const auto reads = s.begin(former, "reads", [&] {
+    while (!stop) {
+      for (std::uint32_t k = 0; k < 16; ++k) s.cluster.read(former, k, false);
+      Machine::sleep_us(s.shape.heartbeat_ms * 4'000);
+    }
+  });
+  s.act(next, [&] { burst(s, next, 16, [&] { return s.owned_by(1) != 0; }); });
+  s.expect(s.owned_by(1) != 0, "a host that has nothing gets an extent");
+  s.beats(8);
+  s.expect(s.owned_by(0) + 2 >= s.shape.extents, "warm chunks do not go for more");
+  stop = true;
+  s.await(former, reads, "reading");
+}
+
 /// The host that presses dies: nobody gives more than it had asked for, nobody waits, and what it got is its own until
 /// it comes back.
 /// Proven by it: `judge(h).live` in Pressure::relieve.
@@ -101,6 +122,7 @@ std::vector<Scenario> pressure_scenarios() {
   three.hosts = 3;
   return {
       {"filled_by_one", "a pool filled by one host is later used by another", two, filled_by_one},
+      {"joins_a_warm_pool", "a host that joins a pool full of warm chunks can store", two, joins_a_warm_pool},
       {"coldest_first", "the colder of two owners gives way to a third host", three, coldest_first},
       {"pressing_host_dies", "the host that needs space dies", two, pressing_host_dies},
   };
