@@ -29,6 +29,17 @@ def unified_lookup(engine: MPEngine, tokens: list[int], name: str) -> Any:
     return found
 
 
+def when_registered(engine: MPEngine, tokens: list[int]) -> tuple[str, Any]:
+    """The request that found something, and what. A thread of LMCache's registers what was stored,
+    in its own time, and no status tells when it is done."""
+    deadline = time.monotonic() + 20
+    while not (found := unified_lookup(engine, tokens, name := request())).non_prefix_segments:
+        assert time.monotonic() < deadline, "what was stored is not registered"
+        engine.end(name)
+        time.sleep(0.01)
+    return name, found
+
+
 def test_chunks_of_another_prompt_come_from_the_pool(pool: Path, tmp_path: Path) -> None:
     l2 = json.dumps(spec(pool, heartbeat="20ms"))
     memory = ("--l1-size-gb", "0.1", "--no-l1-use-lazy", "--eviction-policy", "LRU")
@@ -42,10 +53,9 @@ def test_chunks_of_another_prompt_come_from_the_pool(pool: Path, tmp_path: Path)
             wait_until(lambda: adapters(server)[0]["chunks"] == known.chunks)
             server.http("/cache/clear", {"tier": "l1", "force": False})
             assert server.l1()["total_object_count"] == 0
-            name = request()
             # Chunks 1 to 4 of the known prompt, one chunk later, behind chunks of the new one.
             tokens = [*new.tokens[: 2 * CHUNK], *known.tokens[CHUNK : 5 * CHUNK]]
-            found = unified_lookup(one, tokens, name)
+            name, found = when_registered(one, tokens)
             assert found.prefix_coverage_tokens == 0
             shifts = [(one.old_st, one.cur_st) for one in found.non_prefix_segments]
             assert shifts[-3:] == [(i * CHUNK, (i + 1) * CHUNK) for i in (2, 3, 4)]

@@ -78,6 +78,8 @@ def test_never_wrong_while_chunks_are_evicted(launch: Launch, mode: dict[str, bo
     small = {"beluga.size": "4MiB", "beluga.extent_size": "512KiB"}
     engines = [launch(beluga=small, **mode) for _ in range(2)]
     for seed, engine in enumerate(engines):
+        engine.do("store", tokens=CHUNK, seed=100 + seed)  # each host has something of the pool
+    for seed, engine in enumerate(engines):
         engine.ask("churn", steps=40, prompts=16, tokens=8 * CHUNK, seed=seed)
     for engine in engines:
         loaded, missing, wrong = engine.answer()
