@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from lmcache_beluga.cli.bench_report import BenchError
+from lmcache_beluga.free_ports import free_ports
 
 _START_S = 10.0
 
@@ -35,7 +36,7 @@ class RedisServer:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.port = _free_port()
+        (self.port,) = free_ports(1)
         log = folder / "redis.log"
         with log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -91,10 +92,3 @@ class RedisServer:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from lmcache_beluga.demo.environment import child_environment
+from lmcache_beluga.free_ports import free_ports
 
 _STOCK = ("lmcache.cli.main", "server")
 _OURS = ("lmcache_beluga", "lmcache-server")
@@ -46,7 +46,7 @@ class MPServer:
     ) -> None:
         self.log = log
         self._scheme = "grpc" if "grpc" in options else "tcp"
-        self.port, self.http_port = _free_ports(2)
+        self.port, self.http_port = free_ports(2)
         ours = () if pool is None else ("--pool", str(pool))
         ports = ("--port", str(self.port), "--http-port", str(self.http_port))
         local = ("--host", "127.0.0.1", "--http-host", "127.0.0.1")
@@ -133,11 +133,3 @@ def _find(value: Any, name: str) -> Any:
     if name in value:
         return value[name]
     return next((found for v in value.values() if (found := _find(v, name)) is not None), None)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]

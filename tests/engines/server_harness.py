@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from lmcache.cli.commands.bench.server_bench.client import RequestContext, Serve
 from lmcache.cli.commands.bench.server_bench.config import BenchConfig
 from processes import wait_until
 
+from lmcache_beluga.free_ports import free_ports
+
 START_S = 90
 SHAPE = "(2,256,16,4,64):bfloat16:4"
 CHUNK_BYTES = 2 * 4 * 256 * 4 * 64 * 2
@@ -26,17 +27,11 @@ TOKENS = 1023
 CHUNKS = 4
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Server:
     """``lmcache server`` with one L2 adapter."""
 
     def __init__(self, log: Path, l2: dict[str, Any], *arguments: str) -> None:
-        self.rpc, self.http = free_port(), free_port()
+        self.rpc, self.http = free_ports(2)
         self._log = log
         environment = {
             **os.environ,

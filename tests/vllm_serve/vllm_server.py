@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tiny_llama import CONTEXT
+
+from lmcache_beluga.free_ports import free_ports
 
 ON_CPU = Path(__file__).parents[2] / "integration" / "vllm" / "on_cpu"
 PAUSING = Path(__file__).parent / "pausing"
@@ -81,7 +82,7 @@ class VLLM:
         cache: Path,
         privileged: bool = True,
     ) -> None:
-        self.port = free_port()
+        (self.port,) = free_ports(1)
         self.name = log.stem
         self._log = log
         # Not pytest's: sockets lie in it, and their paths must be short.
@@ -224,12 +225,6 @@ class VLLM:
             for memory in glob.glob(f"/dev/shm/{name}-*"):  # between ranks; vLLM leaves it there
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(memory)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _is_ours(name: str) -> bool:
