@@ -62,7 +62,7 @@ class Reservation:
     @property
     def array(self) -> npt.NDArray[np.uint8]:
         """Writable uint8 array of shape ``(size,)``. Raises InvalidArgumentError once done."""
-        return self._native.array()
+        return self._native.array
 
     def __buffer__(self, flags: int) -> memoryview:
         return memoryview(cast(Any, self._native))

@@ -159,7 +159,7 @@ void bind_chunks(nb::module_& m) {
              nb::gil_scoped_release unlocked;
              r.abort();
            })
-      .def("array", [](nb::handle_t<Reservation> self) {
+      .def_prop_ro("array", [](nb::handle_t<Reservation> self) {
         const Reservation& r = nb::cast<const Reservation&>(self);
         if (r.done) throw Error(ErrorKind::invalid_argument, "the reservation was already committed or aborted");
         const std::size_t shape[1] = {r.bytes};
