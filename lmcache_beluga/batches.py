@@ -72,7 +72,10 @@ class Batches:
         return self._native.submit_store(keys, sources, metas, first_depth)
 
     def submit_lookup(self, keys: Sequence[Any]) -> int:
-        """Pin every key that is present: to be unpinned once each."""
+        """Pin every key that is present: to be unpinned once each.
+
+        A lookup of at most 1,024 keys in a coherent pool has ended on return.
+        """
         return self._native.submit_lookup(keys)
 
     def submit_load(

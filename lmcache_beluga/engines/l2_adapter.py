@@ -57,10 +57,10 @@ class BelugaL2Adapter(L2AdapterInterface):  # type: ignore[misc]
     """Stores an LMCache server's chunks in a pool that other servers, engines and hosts share.
 
     LMCache makes it from ``--l2-adapter '{"type": "plugin", "module_path": "lmcache_beluga",
-    "class_name": "BelugaL2Adapter", "adapter_params": {"pool": "/dev/dax0.0"}}'``. Stores, lookups
-    and loads are done by native threads. A lock is a lease: what a lookup found is not evicted
-    until it is unlocked, or for beluga.pin_timeout. The pool evicts by itself, what was used
-    least recently by anybody.
+    "class_name": "BelugaL2Adapter", "adapter_params": {"pool": "/dev/dax0.0"}}'``. Stores, loads
+    and long lookups are done by native threads. A lock is a lease: what a lookup found is not
+    evicted until it is unlocked, or for beluga.pin_timeout. The pool evicts by itself, what was
+    used least recently by anybody.
 
     What goes wrong with the pool at run time is logged; LMCache is told of misses and of stores
     that failed.

@@ -3,6 +3,7 @@
 #include <exception>
 
 #include "errors.hpp"
+#include "fork_guard.hpp"
 
 namespace beluga {
 
@@ -13,6 +14,10 @@ namespace {
 constexpr int kStoreThreads = 1;
 constexpr int kLookupThreads = 1;
 constexpr int kLoadThreads = 2;
+
+// A lookup of 512 keys takes about 100 us in a coherent pool, and two threads that wake each other up as much, or
+// several times that on a virtual machine with idle processors. Where every key costs a flush, it takes longer.
+constexpr std::size_t kShortLookup = 1024;
 
 std::vector<std::span<const std::byte>> spans_of(const std::vector<std::string>& texts) {
   std::vector<std::span<const std::byte>> spans;
@@ -32,7 +37,7 @@ BatchTasks::BatchTasks(std::shared_ptr<PoolCore> pool)
 BatchTasks::~BatchTasks() { close(); }
 
 template <class Outcome, class Work>
-BatchTasks::Id BatchTasks::submit(Kind<Outcome>& kind, Outcome undone, Work work) {
+BatchTasks::Id BatchTasks::submit(Kind<Outcome>& kind, Outcome undone, Work work, bool here) {
   const Id id = last_.fetch_add(1, std::memory_order_relaxed) + 1;
   try {
     pool_->check_open();
@@ -40,6 +45,15 @@ BatchTasks::Id BatchTasks::submit(Kind<Outcome>& kind, Outcome undone, Work work
     // In a forked child there are no threads, and the descriptors are the parent's.
     if (error.kind == ErrorKind::forked_handle) throw;
     undone.trouble = error.what();
+  }
+  if (here && undone.trouble.empty() && kind.begin_here()) {
+    try {
+      work(*pool_, undone);
+    } catch (const std::exception& error) {
+      undone.trouble = error.what();
+    }
+    kind.end_here(id, std::move(undone));
+    return id;
   }
   kind.begin();
   if (!undone.trouble.empty()) {
@@ -74,9 +88,10 @@ BatchTasks::Id BatchTasks::submit_store(StoreBatch batch) {
 
 BatchTasks::Id BatchTasks::submit_lookup(KeyBatch keys) {
   FindOutcome undone{std::vector<std::uint8_t>(keys.size()), {}};
-  return submit(lookups_, std::move(undone), [keys = std::move(keys)](PoolCore& pool, FindOutcome& outcome) {
-    pool.pin_each(keys, outcome.hits);
-  });
+  const bool here = keys.size() <= kShortLookup && pool_->context().sb().visibility == VisibilityMode::coherent;
+  return submit(
+      lookups_, std::move(undone),
+      [keys = std::move(keys)](PoolCore& pool, FindOutcome& outcome) { pool.pin_each(keys, outcome.hits); }, here);
 }
 
 BatchTasks::Id BatchTasks::submit_load(LoadBatch batch) {
@@ -102,6 +117,8 @@ std::size_t BatchTasks::pending() const {
 }
 
 void BatchTasks::close() noexcept {
+  if (pool_->context().forks != fork_generation()) return;  // the threads, and maybe a lock, are the parent's
+  lookups_.stop_here();
   lookups_.lane.stop();
   loads_.lane.stop();
   stores_.lane.stop();

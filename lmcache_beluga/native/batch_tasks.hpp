@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -45,7 +46,8 @@ struct FindOutcome {
 
 /// Batches of work on a pool, done by a few native threads: whoever submits them does not wait, and learns from an
 /// event descriptor that some have ended. Stores, lookups and loads wait in lanes of their own, so that a lookup does
-/// not wait for a copy.
+/// not wait for a copy. A short lookup of a coherent pool is done at once by whoever submits it: that takes less time
+/// than to wake a thread up, and to be woken up by it.
 ///
 /// A task that cannot be done ends as a miss, or as refused, with its trouble; it ends once in any case. Outcomes are
 /// kept until they are taken; of those nobody takes, the oldest go.
@@ -96,6 +98,25 @@ class BatchTasks {
       }
       ended.signal();
     }
+    /// The same for a task that the thread which submitted it does itself. False: no more of them.
+    bool begin_here() {
+      const std::lock_guard guard(lock);
+      if (none_here) return false;
+      ++open;
+      ++here;
+      return true;
+    }
+    void end_here(Id id, Outcome outcome) {
+      end(id, std::move(outcome));
+      const std::lock_guard guard(lock);
+      if (--here == 0) idle.notify_all();
+    }
+    /// From now on none is done so, and those that were have ended.
+    void stop_here() {
+      std::unique_lock guard(lock);
+      none_here = true;
+      idle.wait(guard, [&] { return here == 0; });
+    }
     std::optional<Outcome> take(Id id) {
       const std::lock_guard guard(lock);
       const auto it = kept.find(id);
@@ -116,13 +137,16 @@ class BatchTasks {
 
     EventFd ended;
     mutable std::mutex lock;
+    std::condition_variable idle;
     std::map<Id, Outcome> kept;
     std::size_t open = 0;
+    std::size_t here = 0;
+    bool none_here = false;
     TaskLane lane;  // last: its threads use the others
   };
 
   template <class Outcome, class Work>
-  Id submit(Kind<Outcome>& kind, Outcome undone, Work work);
+  Id submit(Kind<Outcome>& kind, Outcome undone, Work work, bool here = false);
 
   const std::shared_ptr<PoolCore> pool_;
   std::atomic<Id> last_{0};

@@ -96,6 +96,7 @@ def store(adapter: L2AdapterInterface, keys: list[ObjectKey], data: list[bytes])
 def lock(adapter: L2AdapterInterface, keys: list[ObjectKey]) -> list[bool]:
     """Look up and lock, and wait."""
     task = adapter.submit_lookup_and_lock_task(keys, {})
+    wait(adapter.get_lookup_and_lock_event_fd())
     bits = ask(adapter.get_lookup_and_lock_event_fd(), adapter.query_lookup_and_lock_result, task)
     assert adapter.query_lookup_and_lock_result(task) is None, "a result is given once"
     assert bits.size() == len(keys)

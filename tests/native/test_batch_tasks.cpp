@@ -96,13 +96,20 @@ void what_is_stored_is_found_and_loaded(const std::string& directory) {
   CHECK(stored.results == std::vector(kKeys, PutResult::stored));
   CHECK(store(tasks, source, kKeys).results == std::vector(kKeys, PutResult::duplicate));
 
-  const BatchTasks::Id id = tasks.submit_lookup(batch(0, kKeys + 1));
-  wait(tasks.lookup_fd());
-  const auto found = tasks.take_lookup(id);
-  CHECK(found);
   std::vector<std::uint8_t> hits(kKeys, 1);
   hits.push_back(0);
+  const BatchTasks::Id id = tasks.submit_lookup(batch(0, kKeys + 1));
+  const auto found = tasks.take_lookup(id);  // at once: it is short
+  CHECK(found);
   CHECK(found->hits == hits);
+  wait(tasks.lookup_fd());
+  CHECK_EQ(pool->pins(), kKeys);
+  pool->unpin_all();
+  const BatchTasks::Id longer = tasks.submit_lookup(batch(0, 2'000));
+  wait(tasks.lookup_fd());
+  auto many = hits;
+  many.resize(2'000);
+  CHECK(tasks.take_lookup(longer)->hits == many);
   CHECK_EQ(pool->pins(), kKeys);
 
   CHECK(load(tasks, target, kKeys + 1).hits == hits);
