@@ -8,6 +8,7 @@
 
 #include "batch_tasks.hpp"
 #include "bindings_chunks.hpp"
+#include "bindings_gil.hpp"
 #include "bindings_keys.hpp"
 #include "errors.hpp"
 #include "object_salt.hpp"
@@ -87,7 +88,7 @@ void bind_tasks(nb::module_& m) {
            [](BatchTasks& tasks, nb::handle keys) {
              KeyBatch batch;
              read_keys(keys.ptr(), batch);
-             nb::gil_scoped_release unlocked;
+             const UnlockedIfLong unlocked(batch.size());
              return tasks.submit_lookup(std::move(batch));
            }, "keys"_a)
       .def("submit_load",
