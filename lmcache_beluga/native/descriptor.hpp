@@ -80,18 +80,27 @@ inline std::size_t cold_words(const HotDescriptor& hot) noexcept {
 }
 
 /// Reads the cold lines that belong to `hot` into cold_words(hot) bytes, and checks numbers and CRC. `unstable`:
-/// the slot changed meanwhile. The caller has observed the cold lines.
+/// the slot changed meanwhile. The caller has observed the cold lines, once: before anything is called garbage they
+/// are read from the device again.
 template <class V>
 ReadResult read_cold(const PoolMemory& pool, std::uint32_t slot, const HotDescriptor& hot,
                      std::span<std::byte> cold) {
   if (!fits(pool.sb(), hot)) return ReadResult::garbage;
-  load_words<V>(cold.data(), pool.cold(slot), cold.size());
-  std::atomic_thread_fence(std::memory_order_acquire);
   const std::size_t bytes = std::size_t{hot.record_bytes} + hot.meta_bytes;
-  const bool good = descriptor_crc(slot, hot, cold.first(bytes)) == hot.crc;
-  // Closing and its undoing change the state alone; any other change makes the copy worthless.
-  if (generation_of(V::load(&pool.hot(slot)->word)) != generation_of(hot.word)) return ReadResult::unstable;
-  return good ? ReadResult::ok : ReadResult::garbage;
+  for (bool afresh = false;; afresh = true) {
+    load_words<V>(cold.data(), pool.cold(slot), cold.size());
+    std::atomic_thread_fence(std::memory_order_acquire);
+    const bool good = descriptor_crc(slot, hot, cold.first(bytes)) == hot.crc;
+    if (!good) {  // a cache may have the hot line of one chunk and the cold lines of another
+      V::observe(Point::record, pool.hot(slot), kLine);
+      V::observe(Point::record, pool.cold(slot), cold.size());
+      V::observe_fence(Point::record);
+    }
+    // Closing and its undoing change the state alone; any other change makes the copy worthless.
+    if (generation_of(V::load(&pool.hot(slot)->word)) != generation_of(hot.word)) return ReadResult::unstable;
+    if (good) return ReadResult::ok;
+    if (afresh) return ReadResult::garbage;  // one chunk all the time, and its lines do not belong together
+  }
 }
 
 template <class V>

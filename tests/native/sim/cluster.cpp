@@ -523,12 +523,17 @@ void Cluster::rest_and_check() {
   }
 }
 
-/// No lost space: every slot of an own extent is free or a chunk that the index knows, and every record is sound.
-void Cluster::check_space(Node& node) {
+void Cluster::check(Node& node) {
   Pool& pool = *node.pool;
   Walk<V> walk(pool.context, pool.index, pool.hosts, pool.slots, pool.extents);
   const CheckReport report = walk.check();
   if (report.problems) world_.fail("G4: host " + std::to_string(node.host) + ": " + report.errors.front());
+}
+
+/// No lost space: every slot of an own extent is free or a chunk that the index knows, and every record is sound.
+void Cluster::check_space(Node& node) {
+  Pool& pool = *node.pool;
+  check(node);
   for (std::uint32_t e = 0; e < memory_->sb().extents; ++e) {
     const ExtentControl& control = pool.context.control->extent(e);
     if (!control.owned) continue;

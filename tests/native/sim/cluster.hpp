@@ -100,6 +100,8 @@ class Cluster {
   bool read(Node& node, std::uint32_t k, bool dma, std::uint32_t linger_us = 0);
   bool evict_some(Node& node);
   void remove(Node& node, std::uint32_t k);
+  /// Looks for damage, whatever others do meanwhile; there must be none.
+  void check(Node& node);
 
   /// The parts of put() and read(), for whoever wants something to happen in between.
   bool reserve(Node& node, beluga::Slot& slot);

@@ -92,6 +92,32 @@ void joins_a_warm_pool(Stage& s) {
   s.await(former, reads, "reading");
 }
 
+/// A host checks the pool while its extents go to another, which fills them: there is nothing wrong with them.
+/// Proven by it: the second look in read_cold.
+void checked_while_it_moves(Stage& s) {
+  Node& former = s.join(0);
+  Node& next = s.join(1);
+  fill_pool(s, former, 0);
+  s.pass(kColdMs);
+  bool stop = false;
+  const auto checks = s.begin(former, "checks", [&] {
+    while (!stop && !s.cluster.stopping()) {
+      s.cluster.check(former);
+      Machine::sleep_us(s.shape.heartbeat_ms * 200);
+    }
+  });
+  const auto enough = [&] { return s.owned_by(1) + 1 >= s.shape.extents; };
+  const auto presses = s.begin(next, "presses", [&] { burst(s, next, 16, enough); });
+  for (int i = 0; i < 400 && !enough(); ++i) {
+    s.hold_back(former, "checks", s.random.below(40'000));
+    s.pass(1 + s.random.below(s.shape.heartbeat_ms));
+  }
+  s.await(next, presses, "pressing");
+  s.expect(enough(), "a burst on one host uses most of a pool that another one had filled");
+  stop = true;
+  s.await(former, checks, "checking");
+}
+
 /// The host that presses dies: nobody gives more than it had asked for, nobody waits, and what it got is its own until
 /// it comes back.
 /// Proven by it: `judge(h).live` in Pressure::relieve.
@@ -123,6 +149,7 @@ std::vector<Scenario> pressure_scenarios() {
   return {
       {"filled_by_one", "a pool filled by one host is later used by another", two, filled_by_one},
       {"joins_a_warm_pool", "a host that joins a pool full of warm chunks can store", two, joins_a_warm_pool},
+      {"checked_while_it_moves", "a host checks the pool while extents change hands", two, checked_while_it_moves},
       {"coldest_first", "the colder of two owners gives way to a third host", three, coldest_first},
       {"pressing_host_dies", "the host that needs space dies", two, pressing_host_dies},
   };
