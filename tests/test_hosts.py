@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -398,3 +399,10 @@ def test_a_host_that_joins_a_warm_pool_can_store(path: Path) -> None:
         assert all(right(owner, key) for key in new)
         one, two = Pool.hosts(path)
         assert (one.extents, two.extents) == (others - 1, 1)
+
+
+def test_several_threads_check_at_once(hosts: list[Pool]) -> None:
+    fill(hosts[0], keys("old", 100))
+    with ThreadPoolExecutor(4) as threads:
+        reports = list(threads.map(lambda _: hosts[0].check(), range(40)))
+    assert all(report.ok and report.chunks == 100 for report in reports)

@@ -3,9 +3,12 @@
 #include <chrono>
 #include <cstdio>
 #include <map>
+#include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 
 #include "pool_core.hpp"
 
@@ -113,7 +116,24 @@ class Walk {
 
   /// Validates every record that this host can judge: the superblock, the headers and descriptors of all
   /// extents, and this host's lanes and free map. Slots that change meanwhile are looked at again.
+  ///
+  /// Whoever is stopped between two looks at what belongs together sees them at different times, and damage where
+  /// there is none. So damage is what a second check of everything finds in the same place.
   CheckReport check() {
+    const std::lock_guard one_at_a_time(checking_);
+    found_.clear();
+    CheckReport report = look();
+    if (report.problems == 0 || found_.size() >= kMostFound) return report;
+    before_.swap(found_);
+    found_.clear();
+    again_ = true;
+    report = look();
+    again_ = false;
+    return report;
+  }
+
+ private:
+  CheckReport look() {
     CheckReport report;
     report_ = &report;
     check_superblock();
@@ -124,7 +144,6 @@ class Walk {
     return report;
   }
 
- private:
   /// Reads a chunk whole; false if the slot holds none, or is being changed.
   bool read(std::uint32_t slot, Record& record) {
     const HotDescriptor* line = pool_.hot(slot);
@@ -143,8 +162,12 @@ class Walk {
     return context_.tick() - (hosts_.clock_of(owner).tick - born);
   }
 
+  /// The first of `args` says where.
   template <class... Args>
   void problem(const char* format, Args... args) {
+    const Problem found{format, place_of(args...)};
+    if (found_.size() < kMostFound) found_.insert(found);
+    if (again_ && !before_.contains(found)) return;
     ++report_->problems;
     if (report_->errors.size() >= kCheckErrors) return;
     char text[256];
@@ -307,7 +330,14 @@ class Walk {
     }
   }
 
+  static std::uint64_t place_of() { return 0; }
+  template <class... Rest>
+  static std::uint64_t place_of(std::uint64_t first, Rest...) {
+    return first;
+  }
+
   static constexpr int kHeaderRetries = 10;
+  static constexpr std::size_t kMostFound = 100'000;  // so much is damage
 
   static unsigned long long ull(std::uint64_t n) { return n; }
 
@@ -317,7 +347,13 @@ class Walk {
   Hosts<V>& hosts_;
   Slots<V>& slots_;
   Extents<V>& extents_;
+  // Of the check that is under way.
+  typename V::Mutex checking_;
   CheckReport* report_ = nullptr;
+  using Problem = std::pair<const char*, std::uint64_t>;  // what, and where
+  std::set<Problem> found_;
+  std::set<Problem> before_;  // what the check before this one had found
+  bool again_ = false;
 };
 
 }  // namespace beluga
