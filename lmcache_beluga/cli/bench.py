@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lmcache_beluga.cli.signals import terminable
+from lmcache_beluga.signals import terminable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -21,6 +21,7 @@ from lmcache_beluga.cli.bench_scratch import require
 from lmcache_beluga.demo.cache_engine import CacheEngine
 from lmcache_beluga.demo.paged_kv import KVShape, PagedKV
 from lmcache_beluga.quantities import format_size
+from lmcache_beluga.signals import held_back
 
 _LLAMA_8B = KVShape(layers=32, heads=8, head_dim=128, dtype=torch.bfloat16)
 _SMALL = KVShape(layers=8, heads=8, head_dim=64, dtype=torch.bfloat16)
@@ -254,7 +255,9 @@ def run_compare(folder: Path, quick: bool, progress: Progress) -> Section:
     with contextlib.ExitStack() as stack:
         missing = redis_missing()
         if missing is None:
-            server = stack.enter_context(RedisServer(folder))
+            with held_back():
+                server = stack.enter_context(RedisServer(folder))
+            server.wait()
             backends.append(_redis_backend(server, workload))
         found = _contest(section, folder, workload, backends, 2 if quick else 5, progress)
     for series, name in (("stored", "store"), ("retrieve", "retrieve")):

@@ -28,6 +28,7 @@ from lmcache_beluga.cli.bench_redis import RedisServer, redis_missing
 from lmcache_beluga.cli.bench_report import Bar, BenchError, Progress, Section, interleaved
 from lmcache_beluga.cli.bench_scratch import require
 from lmcache_beluga.quantities import format_size
+from lmcache_beluga.signals import held_back
 
 POOL = "beluga"
 DAX = "LMCache DAX"
@@ -140,7 +141,9 @@ def run(folder: Path, quick: bool, progress: Progress) -> Section:
         specs = {POOL: _pool(folder, sizes), DAX: _dax(folder, sizes)}
         missing = redis_missing()
         if missing is None:
-            server = stack.enter_context(RedisServer(folder))
+            with held_back():
+                server = stack.enter_context(RedisServer(folder))
+            server.wait()
             specs[RESP] = {"type": "resp", "host": "127.0.0.1", "port": server.port}
         for name, spec in specs.items():
             progress(f"starting {name}")

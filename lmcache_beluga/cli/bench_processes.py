@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from lmcache_beluga.cli.bench_report import BenchError
+from lmcache_beluga.signals import held_back
 
 
 class Crew:
@@ -61,11 +62,12 @@ def crew(module: str, arguments: Sequence[Sequence[str]], patience_s: float) -> 
     watchdog.start()
     try:
         for more in arguments:
-            workers.append(
-                subprocess.Popen(
-                    [*command, *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            with held_back():
+                workers.append(
+                    subprocess.Popen(
+                        [*command, *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                    )
                 )
-            )
         members = Crew(workers)
         members.answers()
         yield members

@@ -26,19 +26,16 @@ def redis_missing() -> str | None:
 
 
 class RedisServer:
-    """A context manager around one ``redis-server`` process.
+    """A context manager around one ``redis-server`` process, which `wait` waits for.
 
     Args:
         folder: its working directory and log.
-
-    Raises:
-        BenchError: it did not start.
     """
 
     def __init__(self, folder: Path) -> None:
         (self.port,) = free_ports(1)
-        log = folder / "redis.log"
-        with log.open("wb") as output:
+        self._log = folder / "redis.log"
+        with self._log.open("wb") as output:
             self._process = subprocess.Popen(
                 [
                     *("redis-server", "--port", str(self.port), "--bind", "127.0.0.1"),
@@ -48,11 +45,6 @@ class RedisServer:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        try:
-            self._wait(log)
-        except BaseException:
-            self.stop()
-            raise
 
     def stop(self) -> None:
         """End the server; idempotent."""
@@ -63,7 +55,12 @@ class RedisServer:
             self._process.kill()
             self._process.wait()
 
-    def _wait(self, log: Path) -> None:
+    def wait(self) -> None:
+        """Until it answers.
+
+        Raises:
+            BenchError: it did not start.
+        """
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
@@ -71,7 +68,7 @@ class RedisServer:
                     return
             except OSError:
                 time.sleep(0.05)
-        raise BenchError(f"redis-server did not start:\n{log.read_text()[-1000:]}")
+        raise BenchError(f"redis-server did not start:\n{self._log.read_text()[-1000:]}")
 
     def flush(self) -> None:
         """Drop all keys."""

@@ -29,6 +29,7 @@ from lmcache_beluga.demo.mp_engine import BLOCK, Mode, MPEngine
 from lmcache_beluga.demo.mp_server import MPServer, ServerError
 from lmcache_beluga.demo.paged_kv import KVShape
 from lmcache_beluga.pool import Pool
+from lmcache_beluga.signals import held_back
 
 _MIB = 1 << 20
 _CHUNK = 256
@@ -101,11 +102,12 @@ def _servers(
     own = [*l1_size, "--eviction-policy", "LRU", "--no-l1-use-lazy"]
     if _mapped(folder):
         own += ["--shm-name", f"{folder.name}-stock"]
-    started = [
-        stack.enter_context(MPServer(folder / "stock.log", None, (*options, *own))),
-        stack.enter_context(MPServer(folder / "storing.log", pool, options)),
-        stack.enter_context(MPServer(folder / "loading.log", pool, options)),
-    ]
+    with held_back():
+        started = [
+            stack.enter_context(MPServer(folder / "stock.log", None, (*options, *own))),
+            stack.enter_context(MPServer(folder / "storing.log", pool, options)),
+            stack.enter_context(MPServer(folder / "loading.log", pool, options)),
+        ]
     try:
         stock, storing, loading = (server.wait(_START_S) for server in started)
     except ServerError as error:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmcache_beluga.cli.options import attach, host_id_option, paths_argument
-from lmcache_beluga.cli.signals import terminable
 from lmcache_beluga.config import Settings
 from lmcache_beluga.quantities import parse_size
+from lmcache_beluga.signals import terminable
 
 if TYPE_CHECKING:
     from lmcache_beluga.characterize.advice import Recommendation

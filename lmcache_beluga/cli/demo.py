@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from lmcache_beluga.cli.options import json_option
-from lmcache_beluga.cli.signals import terminable
 from lmcache_beluga.quantities import format_size, parse_size
+from lmcache_beluga.signals import terminable
 
 if TYPE_CHECKING:
     from rich.console import Console

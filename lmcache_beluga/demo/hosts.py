@@ -27,6 +27,7 @@ from lmcache_beluga.demo.scenario import (
     yaml_for,
 )
 from lmcache_beluga.pool import Pool
+from lmcache_beluga.signals import held_back
 
 MOST_HOSTS = 16
 _MODULE = "lmcache_beluga.demo.host_worker"
@@ -119,8 +120,9 @@ def run_hosts(plan: Plan, hosts: int, progress: Progress) -> HostsOutcome:
         with contextlib.ExitStack() as stack:
             workers = []
             for number in range(hosts):
-                worker = _start(plan, number, hosts, pool, folder, deadline)
-                stack.callback(worker.kill)
+                with held_back():
+                    worker = _start(plan, number, hosts, pool, folder, deadline)
+                    stack.callback(worker.kill)
                 workers.append(worker)
             events = _play(workers, progress)
         with Pool.attach(str(pool), host_id=0) as looking:

@@ -17,6 +17,7 @@ from lmcache_beluga.demo.job import Job
 from lmcache_beluga.demo.processes import WorkerProcess
 from lmcache_beluga.demo.text import text
 from lmcache_beluga.pool import Pool
+from lmcache_beluga.signals import held_back
 
 CHUNK_TOKENS = 256
 BYTES_PER_TOKEN = 4096
@@ -163,8 +164,9 @@ def run(plan: Plan, progress: Progress) -> Outcome:
                 job_file = folder / f"{job.name}.json"
                 job.save(job_file)
                 log = folder / f"{job.name}.log"
-                engine = WorkerProcess(f"engine {letter}", job_file, log, deadline)
-                stack.callback(engine.kill)
+                with held_back():
+                    engine = WorkerProcess(f"engine {letter}", job_file, log, deadline)
+                    stack.callback(engine.kill)
                 engines.append(engine)
             # Attached all along: the first process to attach would tidy up what it should find.
             with Pool.attach(str(pool)) as watching:

@@ -17,11 +17,12 @@ import pytest
 pytest.importorskip("lmcache")
 pytest.importorskip("transformers")
 
-from lmcache_beluga.demo import scenario
+from lmcache_beluga.demo import processes, scenario
 from lmcache_beluga.demo.hosts import HostOutcome, HostsOutcome
 from lmcache_beluga.demo.processes import WorkerFailed
 from lmcache_beluga.demo.scenario import DemoError, Outcome, Plan
 from lmcache_beluga.demo.text import text, tokens
+from lmcache_beluga.signals import terminable
 
 COMMAND = [sys.executable, "-m", "lmcache_beluga", "demo"]
 GOOD = Outcome(
@@ -215,7 +216,7 @@ def test_sigterm_cleans_up(tmp_path: Path) -> None:
         deadline = time.monotonic() + 60
         while not (children := _children(demo.pid)) or not pool.exists():
             assert time.monotonic() < deadline
-            time.sleep(0.05)
+            time.sleep(0.001)
         demo.send_signal(signal.SIGTERM)
         assert demo.wait(60) == 128 + signal.SIGTERM
     finally:
@@ -224,6 +225,25 @@ def test_sigterm_cleans_up(tmp_path: Path) -> None:
     assert not pool.exists()
     assert not any(Path("/proc", child).exists() for child in children)
     assert leftovers() == before
+
+
+def test_sigterm_while_an_engine_is_started_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            started.append(self)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(processes.subprocess, "Popen", Interrupted)
+    plan = Plan(tokens=512, pool=tmp_path / "demo.pool")
+    with terminable(), pytest.raises(SystemExit):
+        scenario.run(plan, silent)
+    assert [engine.returncode for engine in started] == [-signal.SIGKILL]
+    assert list(tmp_path.iterdir()) == []
 
 
 def _children(pid: int) -> list[str]:

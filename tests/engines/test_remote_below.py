@@ -37,6 +37,7 @@ def redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServ
     # LMCache 0.5.6 waits in its event loop for a task of that same loop when it closes a Redis.
     monkeypatch.setattr(RedisConnector, "close", _nothing)
     with RedisServer(tmp_path) as server:
+        server.wait()
         yield server
 
 

@@ -15,8 +15,8 @@ import click
 from rich.console import Console
 
 from lmcache_beluga.cli.bench_report import machine, versions
-from lmcache_beluga.cli.signals import terminable
 from lmcache_beluga.quantities import parse_size
+from lmcache_beluga.signals import terminable
 
 from .backends import BACKENDS
 from .clock import Clock

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmcache_beluga.signals import held_back
+
 from .backends import BACKENDS
 from .child import ChildError
 from .clock import Clock
@@ -115,9 +117,10 @@ class Run:
         """Its processes, which end with ``stack``; None if one cannot even be started."""
         phases = [planned.phase for planned in self.plan]
         try:
-            return stack.enter_context(
-                Deployment(BACKENDS[name], self.settings, phases, self.folder, self.ports)
-            )
+            with held_back():
+                return stack.enter_context(
+                    Deployment(BACKENDS[name], self.settings, phases, self.folder, self.ports)
+                )
         except FAILURES as error:
             self.fails(name, str(error))
             return None

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from lmcache_beluga.signals import held_back
+
 from ..child import Child
 from ..counters import totals
 from ..engine import EngineSetup, in_process
@@ -139,7 +141,8 @@ class Mooncake(Backend):
         if len(self.children) == 1:
             store = str(Path(__file__).with_name("mooncake_memory.py"))
             line = [self.settings.python, store, json.dumps(self._client(self.settings.pool_bytes))]
-            self.children.append(Child("store", "tier", line, self.folder, child_environment()))
+            with held_back():
+                self.children.append(Child("store", "tier", line, self.folder, child_environment()))
         memory = self.children[1]
         memory.wait_until(lambda: "serves" in memory.said(), deadline)
 
