@@ -3,7 +3,6 @@
 #include <exception>
 
 #include "errors.hpp"
-#include "fork_guard.hpp"
 
 namespace beluga {
 
@@ -37,7 +36,7 @@ BatchTasks::BatchTasks(std::shared_ptr<PoolCore> pool)
 BatchTasks::~BatchTasks() { close(); }
 
 template <class Outcome, class Work>
-BatchTasks::Id BatchTasks::submit(Kind<Outcome>& kind, Outcome undone, Work work, bool here) {
+BatchTasks::Id BatchTasks::submit(Kind<Outcome>& kind, Outcome undone, Work work, By by) {
   const Id id = last_.fetch_add(1, std::memory_order_relaxed) + 1;
   try {
     pool_->check_open();
@@ -46,15 +45,6 @@ BatchTasks::Id BatchTasks::submit(Kind<Outcome>& kind, Outcome undone, Work work
     if (error.kind == ErrorKind::forked_handle) throw;
     undone.trouble = error.what();
   }
-  if (here && undone.trouble.empty() && kind.begin_here()) {
-    try {
-      work(*pool_, undone);
-    } catch (const std::exception& error) {
-      undone.trouble = error.what();
-    }
-    kind.end_here(id, std::move(undone));
-    return id;
-  }
   kind.begin();
   if (!undone.trouble.empty()) {
     kind.end(id, std::move(undone));
@@ -62,7 +52,7 @@ BatchTasks::Id BatchTasks::submit(Kind<Outcome>& kind, Outcome undone, Work work
   }
   // Shared, since a std::function must be copyable; only the lane ever calls it.
   auto state = std::make_shared<std::pair<Outcome, Work>>(std::move(undone), std::move(work));
-  const bool taken = kind.lane.add([this, &kind, id, state](bool run) {
+  const TaskLane::Task task = [this, &kind, id, state](bool run) {
     auto& [outcome, todo] = *state;
     if (!run) outcome.trouble = "the pool was closed before it was done";
     try {
@@ -71,8 +61,8 @@ BatchTasks::Id BatchTasks::submit(Kind<Outcome>& kind, Outcome undone, Work work
       outcome.trouble = error.what();
     }
     kind.end(id, std::move(outcome));
-  });
-  if (!taken) {
+  };
+  if (!(by == By::caller ? kind.lane.run_here(task) : kind.lane.add(task))) {
     state->first.trouble = "it was closed, too many batches wait, or the system gives no threads";
     kind.end(id, std::move(state->first));
   }
@@ -88,10 +78,11 @@ BatchTasks::Id BatchTasks::submit_store(StoreBatch batch) {
 
 BatchTasks::Id BatchTasks::submit_lookup(KeyBatch keys) {
   FindOutcome undone{std::vector<std::uint8_t>(keys.size()), {}};
-  const bool here = keys.size() <= kShortLookup && pool_->context().sb().visibility == VisibilityMode::coherent;
+  const bool brief = keys.size() <= kShortLookup && pool_->context().sb().visibility == VisibilityMode::coherent;
   return submit(
       lookups_, std::move(undone),
-      [keys = std::move(keys)](PoolCore& pool, FindOutcome& outcome) { pool.pin_each(keys, outcome.hits); }, here);
+      [keys = std::move(keys)](PoolCore& pool, FindOutcome& outcome) { pool.pin_each(keys, outcome.hits); },
+      brief ? By::caller : By::lane);
 }
 
 BatchTasks::Id BatchTasks::submit_load(LoadBatch batch) {
@@ -117,8 +108,6 @@ std::size_t BatchTasks::pending() const {
 }
 
 void BatchTasks::close() noexcept {
-  if (pool_->context().forks != fork_generation()) return;  // the threads, and maybe a lock, are the parent's
-  lookups_.stop_here();
   lookups_.lane.stop();
   loads_.lane.stop();
   stores_.lane.stop();

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -98,25 +97,6 @@ class BatchTasks {
       }
       ended.signal();
     }
-    /// The same for a task that the thread which submitted it does itself. False: no more of them.
-    bool begin_here() {
-      const std::lock_guard guard(lock);
-      if (none_here) return false;
-      ++open;
-      ++here;
-      return true;
-    }
-    void end_here(Id id, Outcome outcome) {
-      end(id, std::move(outcome));
-      const std::lock_guard guard(lock);
-      if (--here == 0) idle.notify_all();
-    }
-    /// From now on none is done so, and those that were have ended.
-    void stop_here() {
-      std::unique_lock guard(lock);
-      none_here = true;
-      idle.wait(guard, [&] { return here == 0; });
-    }
     std::optional<Outcome> take(Id id) {
       const std::lock_guard guard(lock);
       const auto it = kept.find(id);
@@ -137,16 +117,15 @@ class BatchTasks {
 
     EventFd ended;
     mutable std::mutex lock;
-    std::condition_variable idle;
     std::map<Id, Outcome> kept;
     std::size_t open = 0;
-    std::size_t here = 0;
-    bool none_here = false;
     TaskLane lane;  // last: its threads use the others
   };
 
+  enum class By { lane, caller };
+
   template <class Outcome, class Work>
-  Id submit(Kind<Outcome>& kind, Outcome undone, Work work, bool here = false);
+  Id submit(Kind<Outcome>& kind, Outcome undone, Work work, By by = By::lane);
 
   const std::shared_ptr<PoolCore> pool_;
   std::atomic<Id> last_{0};

@@ -37,6 +37,20 @@ class TaskLane::Crew {
     return true;
   }
 
+  bool run_here(const Task& task) {
+    {
+      const std::lock_guard guard(lock_);
+      if (stopping_) return false;
+      ++guests_;
+    }
+    task(true);
+    {
+      const std::lock_guard guard(lock_);
+      if (--guests_ == 0) left_.notify_all();
+    }
+    return true;
+  }
+
   void stop() noexcept {
     std::deque<Task> dropped;
     {
@@ -46,6 +60,10 @@ class TaskLane::Crew {
     }
     wake_.notify_all();
     for (const Task& task : dropped) task(false);
+    {
+      std::unique_lock guard(lock_);
+      left_.wait(guard, [&] { return guests_ == 0; });
+    }
     // One caller joins; others wait for it.
     const std::lock_guard guard(joining_);
     for (std::thread& thread : threads_) {
@@ -94,6 +112,8 @@ class TaskLane::Crew {
   std::condition_variable wake_;  // a task was added, or stopping_
   std::deque<Task> waiting_;
   bool stopping_ = false;
+  std::size_t guests_ = 0;        // threads in run_here()
+  std::condition_variable left_;  // the last of them left
   std::mutex joining_;
   std::vector<std::thread> threads_;  // started under lock_, joined under joining_ once stopping_
 };
@@ -111,6 +131,8 @@ TaskLane::~TaskLane() {
 }
 
 bool TaskLane::add(Task task) { return !crew_->forked() && crew_->add(std::move(task)); }
+
+bool TaskLane::run_here(const Task& task) { return !crew_->forked() && crew_->run_here(task); }
 
 void TaskLane::stop() noexcept {
   if (!crew_->forked()) crew_->stop();

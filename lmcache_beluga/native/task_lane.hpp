@@ -9,11 +9,11 @@ namespace beluga {
 /// A few native threads with one bounded queue, first in, first out.
 ///
 /// The threads start with the first task, sleep while there is none, and end with stop(). In a child of fork(), where
-/// they do not exist, add() refuses everything and stop() does nothing.
+/// they do not exist, add() and run_here() refuse everything and stop() does nothing.
 class TaskLane {
  public:
-  /// What is to be done. Called once, on a thread of the lane with `run` true, or with `run` false when it will not be
-  /// done. Must not throw.
+  /// What is to be done. Called once, with `run` true when it is to be done now, or with `run` false when it will not
+  /// be done. Must not throw.
   using Task = std::function<void(bool run)>;
 
   /// `name`: of the threads, at most 15 characters. At most `capacity` tasks wait.
@@ -26,7 +26,10 @@ class TaskLane {
   /// Takes the task, or returns false without calling it: the queue is full, the lane was stopped, or there are no
   /// threads to be had.
   bool add(Task task);
-  /// Tells what still waits that it will not be done, and waits for what is being done. Idempotent.
+  /// Calls the task on the calling thread, with `run` true, whatever waits; or returns false without calling it: the
+  /// lane was stopped.
+  bool run_here(const Task& task);
+  /// Tells what still waits that it will not be done, and waits for what is being done, on whatever thread. Idempotent.
   void stop() noexcept;
 
  private:

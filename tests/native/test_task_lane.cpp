@@ -1,6 +1,7 @@
 #include <poll.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -111,6 +112,32 @@ void many_add_while_one_stops() {
   }
 }
 
+/// stop() waits for what another thread does in run_here(), and refuses it from then on.
+void stop_waits_for_guests() {
+  TaskLane lane("test", 1, 4);
+  Gate gate;
+  std::atomic<bool> done{false};
+  const TaskLane::Task task = [&](bool run) {
+    CHECK(run);
+    gate.pass();
+    done = true;
+  };
+  std::thread guest([&] { CHECK(lane.run_here(task)); });
+  gate.await(1);
+  std::atomic<bool> stopped{false};
+  std::thread stopping([&] {
+    lane.stop();
+    CHECK(done);
+    stopped = true;
+  });
+  while (lane.run_here([](bool) {})) std::this_thread::yield();
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  CHECK(!stopped);
+  gate.open();
+  stopping.join();
+  guest.join();
+}
+
 void a_forked_child_has_no_lane() {
   TaskLane lane("test", 1, 4);
   Gate gate;
@@ -118,6 +145,7 @@ void a_forked_child_has_no_lane() {
   gate.await(1);
   CHECK(scratch::succeeded(scratch::in_child([&] {
     CHECK(!lane.add([](bool) {}));
+    CHECK(!lane.run_here([](bool) {}));
     lane.stop();
   })));
   gate.open();
@@ -143,6 +171,7 @@ int main() {
   threads_work_at_the_same_time();
   the_queue_is_bounded_and_stop_drops_it();
   many_add_while_one_stops();
+  stop_waits_for_guests();
   a_forked_child_has_no_lane();
   an_event_is_readable_until_it_is_read();
 }
