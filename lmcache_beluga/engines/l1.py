@@ -18,7 +18,7 @@ from lmcache_beluga.engines.l1_gauges import register_gauges
 from lmcache_beluga.engines.l1_layouts import EngineLayouts
 from lmcache_beluga.engines.l1_memory import L1Memory
 from lmcache_beluga.engines.l1_reach import ServerReach
-from lmcache_beluga.engines.l1_reads import ReadLocks
+from lmcache_beluga.engines.l1_reads import SUCCESS, ReadLocks
 from lmcache_beluga.engines.l1_vanished import writer_vanished
 from lmcache_beluga.engines.l1_writes import Staged, WriteReservations
 from lmcache_beluga.engines.prefix_depths import PrefixDepths
@@ -42,8 +42,6 @@ LENT_S = 60.0
 Written: TypeAlias = "tuple[ObjectKey, Staged]"
 
 _MISSING = (L1Error.KEY_NOT_EXIST, None)
-# An enum's member costs more to look up than a key.
-_SUCCESS = L1Error.SUCCESS
 
 
 class BelugaL1:
@@ -136,7 +134,7 @@ class BelugaL1:
             objs = [None] * len(keys)
         found: dict[ObjectKey, L1OperationResult]
         if None not in objs:
-            found = {key: (_SUCCESS, obj) for key, obj in zip(keys, objs, strict=True)}
+            found = {key: (SUCCESS, obj) for key, obj in zip(keys, objs, strict=True)}
             self._events.read_reserved(list(keys))
             return found
         found = {}
@@ -147,7 +145,7 @@ class BelugaL1:
                 found.setdefault(key, _MISSING)
                 hits = len(locked) if hits < 0 else hits
             else:
-                found[key] = (_SUCCESS, obj)
+                found[key] = (SUCCESS, obj)
                 locked.append(key)
         self._depths.looked_up(keys, hits)
         self._events.read_reserved(locked)
@@ -168,7 +166,7 @@ class BelugaL1:
         locks = validate_read_locks(read_locks)
         try:
             results, gone = self._reads.give_back(keys, locks)
-            failed = [key for key, error in results.items() if error is not _SUCCESS]
+            failed = [key for key, error in results.items() if error is not SUCCESS]
             absent = [key for key in failed if results[key] is L1Error.KEY_NOT_EXIST]
             for key, present in zip(absent, self._present(absent), strict=True):
                 if present:
@@ -181,7 +179,7 @@ class BelugaL1:
                 "%d chunks were unlocked that were not locked (any more) since last reported",
                 times,
             )
-        unlocked = [key for key, error in results.items() if error is _SUCCESS]
+        unlocked = [key for key, error in results.items() if error is SUCCESS]
         self._events.read_finished(unlocked, gone)
         return results
 
