@@ -25,6 +25,16 @@ void burst(Stage& s, Node& node, std::uint32_t from, const std::function<bool()>
   }
 }
 
+/// Reads the keys [from, to) in a task of its own, over and over, until `stop`.
+auto keep_reading(Stage& s, Node& node, std::uint32_t from, std::uint32_t to, const bool& stop) {
+  return s.begin(node, "reads", [&s, &node, from, to, &stop] {
+    while (!stop) {
+      for (std::uint32_t k = from; k < to; ++k) s.cluster.read(node, k, false);
+      Machine::sleep_us(s.shape.heartbeat_ms * 4'000);
+    }
+  });
+}
+
 /// A pool that one host has filled is later used by another, whose burst gets most of it.
 /// Proven by it: Pressure::relieve, Eviction::note_shortage.
 void filled_by_one(Stage& s) {
@@ -58,12 +68,7 @@ void coldest_first(Stage& s) {
     for (std::uint32_t k = 8; k < 16; ++k) s.cluster.read(warm, k, false);
   });
   bool stop = false;
-  const auto reads = s.begin(warm, "reads", [&] {
-    while (!stop) {
-      for (std::uint32_t k = 8; k < 16; ++k) s.cluster.read(warm, k, false);
-      Machine::sleep_us(s.shape.heartbeat_ms * 4'000);
-    }
-  });
+  const auto reads = keep_reading(s, warm, 8, 16, stop);
   s.act(next, [&] { burst(s, next, 16, [&] { return s.owned_by(2) != 0; }); });
   s.expect(s.owned_by(2) != 0, "a third host gets an extent");
   s.expect(s.owned_by(1) == 2, "the coldest chunks of the whole pool go first");
@@ -78,12 +83,7 @@ void joins_a_warm_pool(Stage& s) {
   Node& next = s.join(1);
   fill_pool(s, former, 0);
   bool stop = false;
-  const auto reads = s.begin(former, "reads", [&] {
-    while (!stop) {
-      for (std::uint32_t k = 0; k < 16; ++k) s.cluster.read(former, k, false);
-      Machine::sleep_us(s.shape.heartbeat_ms * 4'000);
-    }
-  });
+  const auto reads = keep_reading(s, former, 0, 16, stop);
   s.act(next, [&] { burst(s, next, 16, [&] { return s.owned_by(1) != 0; }); });
   s.expect(s.owned_by(1) != 0, "a host that has nothing gets an extent");
   s.beats(8);
