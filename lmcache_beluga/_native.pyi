@@ -45,6 +45,13 @@ class View:
 
     def release(self) -> None: ...
 
+    @staticmethod
+    def all_valid(views: list[View]) -> bool:
+        """Whether each one is valid()."""
+
+    @staticmethod
+    def release_all(views: list[View]) -> None: ...
+
     @property
     def array(self) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,), writable=False)]: ...
 

@@ -11,6 +11,7 @@ import pytest
 from processes import Child, wait_until
 
 from lmcache_beluga import InvalidArgumentError, Pool, PoolClosedError, PutResult
+from lmcache_beluga._native import View
 
 pytestmark = pytest.mark.usefixtures("visibility")
 
@@ -91,6 +92,20 @@ def test_a_view_is_a_buffer(pool: Pool) -> None:
     view.release()
     with pytest.raises(BufferError, match="this view was released"):
         memoryview(view._native)
+
+
+def test_many_views_are_looked_at_and_released_at_once(pool: Pool) -> None:
+    keys = [b"%d" % i for i in range(5)]
+    pool.put_batch(keys, [b"x"] * 5)
+    views = [view for view in pool.lease_batch(keys) if view is not None]
+    assert View.all_valid(views) and View.all_valid([])
+    views[3].release()
+    assert not View.all_valid(views)
+    View.release_all(views)
+    assert all(view.released for view in views) and pool.stats()["views"] == 0
+    View.release_all(views)
+    with pytest.raises(RuntimeError):
+        View.all_valid([b"no view"])  # type: ignore[list-item]
 
 
 def test_a_missing_key_is_a_miss_everywhere(pool: Pool) -> None:

@@ -13,6 +13,7 @@ from damage import flip_bit, payload_of
 from pool_layout import descriptor_of, layout_of, ready_slots
 
 from lmcache_beluga import Pool, PutResult
+from lmcache_beluga._native import View
 
 MIB = 1 << 20
 #: Less than a MiB, exactly one, and several that do not end at one.
@@ -111,11 +112,15 @@ def test_a_bit_flips_under_a_view(pool: Pool) -> None:
     """Whoever asks after the last byte is told; the space waits until the view is released."""
     data = payload(5000)
     pool.put(b"key", data)
+    pool.put(b"other", data)
     held = pool.get(b"key")
     flip(pool, b"key", random.Random(3))
     assert not held.valid()
     assert not held.valid()
     assert pool.stats()["checksum_failures"] == 1
+    with pool.get(b"other") as other:
+        assert View.all_valid([other.native])
+        assert not View.all_valid([other.native, held.native])
     assert pool.get(b"key") is None
     assert pool.put(b"key", data) is PutResult.STORED
     with pool.get(b"key") as view:

@@ -179,7 +179,7 @@ class BelugaL1:
                 "%d chunks were unlocked that were not locked (any more) since last reported",
                 times,
             )
-        unlocked = [key for key, error in results.items() if error is SUCCESS]
+        unlocked = [k for k, e in results.items() if e is SUCCESS] if failed else list(results)
         self._events.read_finished(unlocked, gone)
         return results
 

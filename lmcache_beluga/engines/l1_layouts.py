@@ -26,33 +26,18 @@ class EngineLayouts:
 
     def __init__(self) -> None:
         self._known: dict[Group, set[Tensors]] = {}
-        # That fitted: a batch of keys is of one group and layout, nearly always.
-        self._fitted: tuple[str, int, int, Layout] | None = None
 
     def add(self, model: str, ranks: int, groups: dict[int, MemoryLayoutDesc]) -> None:
         """An engine of ``model`` has these layouts, by object group."""
         for group, desc in groups.items():
             tensors = _tensors(desc.shapes, desc.dtypes)
             self._known.setdefault((model, ranks, group), set()).add(tensors)
-        self._fitted = None
 
     def fits(self, key: ObjectKey, layout: Layout) -> bool:
         """Whether a chunk of ``layout`` under ``key`` can be an engine's. True if none is known."""
-        fitted = self._fitted
-        if (
-            fitted is not None
-            and fitted[3] is layout
-            and fitted[1] == key.kv_rank
-            and fitted[2] == key.object_group_id
-            and fitted[0] == key.model_name
-        ):
-            return True
         ranks = ObjectKey.WorldSizeFromKVRank(key.kv_rank)
         known = self._known.get((key.model_name, ranks, key.object_group_id))
-        answer = known is None or _tensors(layout.shapes, layout.dtypes) in known
-        if answer:
-            self._fitted = (key.model_name, key.kv_rank, key.object_group_id, layout)
-        return answer
+        return known is None or _tensors(layout.shapes, layout.dtypes) in known
 
 
 def _tensors(shapes: list[torch.Size], dtypes: list[torch.dtype]) -> Tensors:

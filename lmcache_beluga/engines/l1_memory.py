@@ -10,6 +10,7 @@ import torch
 from lmcache.v1.distributed.error import L1Error
 from lmcache.v1.memory_management import MemoryFormat, MemoryObj
 
+from lmcache_beluga._native import View
 from lmcache_beluga.engines.l1_object import L1Object
 from lmcache_beluga.engines.layout import Layout, LayoutCodec
 from lmcache_beluga.engines.trouble import TroubleLog, logger
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
     from lmcache.v1.distributed.memory_manager import L1MemoryManager
 
-    from lmcache_beluga._native import View as NativeView
     from lmcache_beluga.engines.l1_layouts import EngineLayouts
     from lmcache_beluga.engines.l1_reach import ServerReach
     from lmcache_beluga.pool import Pool
@@ -68,35 +68,44 @@ class L1Memory:
     # Reading
 
     def reading(
-        self, keys: Sequence[ObjectKey], views: Sequence[NativeView | None]
+        self, keys: Sequence[ObjectKey], views: Sequence[View | None]
     ) -> list[MemoryObj | None]:
         """An object for each view, which it takes over; None where there is none."""
-        unpack, covers, fits = self._codec.unpack, self._reach.covers, self._layouts.fits
-        base, owner = self._base, self._owner
+        covers, base, owner = self._reach.covers, self._base, self._owner
         objs: list[MemoryObj | None] = []
         in_place = by_copy = 0
+        layout: Layout | None = None
+        last: tuple[object, ...] = ()
         for key, view in zip(keys, views, strict=True):
             obj: MemoryObj | None = None
             if view is not None:
-                size = view.size
-                try:
-                    layout = unpack(view.meta, size)
-                except ValueError as error:
+                # Nearly always, a batch is of one kind.
+                kind = (view.meta, view.size, key.model_name, key.kv_rank, key.object_group_id)
+                if kind != last or layout is None:
+                    layout, last = self._layout(key, view), kind
+                if layout is None:
                     view.release()
-                    self._say_unreadable(error)
-                else:
-                    if not fits(key, layout):
-                        view.release()
-                        self._say_unfit(key, layout)
-                    elif covers(view):
-                        obj = L1Object(view, layout, base, owner)
-                        in_place += size
-                    elif (obj := self._copied(view, layout)) is not None:
-                        by_copy += size
+                elif covers(view):
+                    obj = L1Object(view, layout, base, owner)
+                    in_place += layout.nbytes
+                elif (obj := self._copied(view, layout)) is not None:
+                    by_copy += layout.nbytes
             objs.append(obj)
         self._count("bytes_read_in_place", in_place)
         self._count("bytes_read_by_copy", by_copy)
         return objs
+
+    def _layout(self, key: ObjectKey, view: View) -> Layout | None:
+        """Of a chunk; None if engines here cannot use it."""
+        try:
+            layout = self._codec.unpack(view.meta, view.size)
+        except ValueError as error:
+            self._say_unreadable(error)
+            return None
+        if not self._layouts.fits(key, layout):
+            self._say_unfit(key, layout)
+            return None
+        return layout
 
     def _say_unreadable(self, error: ValueError) -> None:
         if times := self._trouble.due("unreadable"):
@@ -117,7 +126,7 @@ class L1Memory:
                 dtypes,
             )
 
-    def _copied(self, view: NativeView, layout: Layout) -> MemoryObj | None:
+    def _copied(self, view: View, layout: Layout) -> MemoryObj | None:
         try:
             obj = self._allocate_own(layout)
             if obj is None:
@@ -218,8 +227,12 @@ class L1Memory:
         """Whether the bytes of ``obj`` are still what they were when it was handed out."""
         if not isinstance(obj, L1Object):
             return True
-        hold = obj.hold
-        return hold is not None and (isinstance(hold, Reservation) or hold.valid())
+        return obj.is_valid() if isinstance(obj.hold, Reservation) else obj.hold.valid()
+
+    def all_untouched(self, objs: Sequence[MemoryObj]) -> bool:
+        """Whether all of them are: False also where it takes a look at each to tell."""
+        leases = _leases(objs)
+        return leases is not None and View.all_valid(leases)
 
     def release(self, obj: MemoryObj) -> None:
         """Take an object back: its lease ends, or its slot is free again. Idempotent."""
@@ -227,6 +240,15 @@ class L1Memory:
             obj.end()
         elif self._own is not None and obj.is_valid():
             self._own.free([obj])
+
+    def release_all(self, objs: Sequence[MemoryObj]) -> None:
+        """The same for several."""
+        leases = _leases(objs)
+        if leases is not None:
+            View.release_all(leases)
+        else:
+            for obj in objs:
+                self.release(obj)
 
     def close(self) -> None:
         """When all objects were released."""
@@ -260,3 +282,12 @@ class L1Memory:
         if nbytes:
             with self._lock:
                 self.counters[name] += nbytes
+
+
+def _leases(objs: Sequence[MemoryObj]) -> list[View] | None:
+    """Of objects that lie in the pool and are chunks, as nearly all are; None if any is another."""
+    if set(map(type, objs)) <= {L1Object}:
+        holds = [obj.hold for obj in objs]
+        if set(map(type, holds)) <= {View}:
+            return holds
+    return None

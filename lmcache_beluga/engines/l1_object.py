@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 class L1Object(MemoryObj):  # type: ignore[misc]
     """A leased chunk (to be read only), or a slot to write to.
 
-    It ends when the L1 ends it, and its tensors are None from then on: an LMCache server counts
-    locks, and references and pins change nothing here. What a lookup does not need is made when it
-    is asked for: most lookups of a busy server find what others hold already, or are not followed
-    by a transfer.
+    It ends when the L1 ends it, or its lease, and its tensors are None from then on: an LMCache
+    server counts locks, and references and pins change nothing here. What a lookup does not need is
+    made when it is asked for: most lookups of a busy server find what others hold already, or are
+    not followed by a transfer.
 
     Also knows where in the pool's file its bytes are: an engine that copies by itself (LMCache's
     ``engine_driven`` mode) maps the file and is told.
@@ -34,7 +34,6 @@ class L1Object(MemoryObj):  # type: ignore[misc]
         "_meta",
         "_raw",
         "_used",
-        "address",
         "hold",
     )
 
@@ -45,8 +44,7 @@ class L1Object(MemoryObj):  # type: ignore[misc]
         LMCache's number of the L1."""
         # Not MemoryObj's: it would set what is made later here.
         self._l1_manager_id = owner
-        self.hold: NativeView | Reservation | None = hold
-        self.address = hold.address
+        self.hold = hold
         self._base = base
         self._layout = layout
         self._used = layout.nbytes
@@ -55,17 +53,15 @@ class L1Object(MemoryObj):  # type: ignore[misc]
 
     def end(self) -> None:
         """Give the lease or the slot back. Idempotent."""
-        hold, self.hold, self._raw = self.hold, None, None
-        if hold is not None:
-            if isinstance(hold, Reservation):
-                hold.abort()
-            else:
-                hold.release()
+        if isinstance(self.hold, Reservation):
+            self.hold.abort()
+        else:
+            self.hold.release()
 
     @property
     def slot(self) -> Reservation:
         """The slot that is written to. Raises InvalidArgumentError when it is none."""
-        if not isinstance(self.hold, Reservation):
+        if not isinstance(self.hold, Reservation) or self.hold.done:
             raise InvalidArgumentError("the object is no slot to write to")
         return self.hold
 
@@ -76,11 +72,18 @@ class L1Object(MemoryObj):  # type: ignore[misc]
     # Bytes
 
     @property
+    def address(self) -> int:
+        """Of the first byte in this process."""
+        return self.hold.address
+
+    @property
     def raw_tensor(self) -> torch.Tensor | None:
         """All bytes, uint8 of shape [size]; None once ended."""
+        if not self.is_valid():
+            return None
         raw = self._raw
-        if raw is None and (hold := self.hold) is not None:
-            raw = self._raw = torch.from_numpy(hold.array)
+        if raw is None:
+            raw = self._raw = torch.from_numpy(self.hold.array)
         return raw
 
     @property
@@ -119,7 +122,7 @@ class L1Object(MemoryObj):  # type: ignore[misc]
     @property
     def data_ptr(self) -> int:
         """Address of the first byte; 0 once ended."""
-        return 0 if self.hold is None else self.address
+        return self.address if self.is_valid() else 0
 
     @property
     def shm_offset(self) -> int:
@@ -173,7 +176,8 @@ class L1Object(MemoryObj):  # type: ignore[misc]
     # References
 
     def is_valid(self) -> bool:
-        return self.hold is not None
+        hold = self.hold
+        return not (hold.done if isinstance(hold, Reservation) else hold.released)
 
     def invalidate(self) -> None:
         self.end()

@@ -26,20 +26,19 @@ SUCCESS = L1Error.SUCCESS
 class Held:
     """An object that requests of this server have locked for reading."""
 
-    __slots__ = ("count", "gone", "lost", "nbytes", "obj", "temporary", "until")
+    # Of the class, and so for nothing: there are thousands a second that never differ from it.
+    temporary = False
+    """Goes when its last lock goes. It is not in the pool: nobody else finds it."""
+    gone = False
+    """It is in the table no more."""
+    lost = False
+    """Its lease ended too early: who reads it may read another chunk's bytes."""
 
-    def __init__(self, obj: MemoryObj, count: int, until: float, temporary: bool) -> None:
+    def __init__(self, obj: MemoryObj, count: int, until: float) -> None:
         self.obj = obj
-        self.nbytes = obj.get_size()
         self.count = count
         self.until = until
         """When the locks of requests that never came back lapse, in time.monotonic()."""
-        self.temporary = temporary
-        """Goes when its last lock goes. It is not in the pool: nobody else finds it."""
-        self.gone = False
-        """It is in the table no more."""
-        self.lost = False
-        """Its lease ended too early: who reads it may read another chunk's bytes."""
 
 
 class ReadLocks:
@@ -70,30 +69,34 @@ class ReadLocks:
         self._held: dict[ObjectKey, Held] = {}
         self._forgotten: list[Held] = []
         self._swept = 0.0
-        self.bytes = 0
-        """Bytes of all objects held."""
         self.lost = 0
         """Leases that ended while somebody held a read lock."""
 
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all objects held."""
+        return sum(held.obj.get_size() for held in list(self._held.values()))
+
     def take(self, keys: Sequence[ObjectKey], locks: int) -> list[MemoryObj | None]:
         """Lock each key that is there ``locks`` times; its object, None where there is none."""
         now = time.monotonic()
         until = now + self._ttl_s
         found: list[MemoryObj | None] = [None] * len(keys)
-        absent: list[int] = []
+        absent: Sequence[int] = range(len(keys))
         with self._lock:
-            get = self._held.get
-            for index, key in enumerate(keys):
-                held = get(key)
-                if held is None or not self._lasts(held, now):
-                    absent.append(index)
-                else:
-                    held.count += locks
-                    held.until = until
-                    found[index] = held.obj
+            there = list(map(self._held.get, keys))
+            if any(there):
+                absent = []
+                for index, held in enumerate(there):
+                    if held is None or not self._lasts(held, now):
+                        absent.append(index)
+                    else:
+                        held.count += locks
+                        held.until = until
+                        found[index] = held.obj
         if not absent:
             return found
         wanted = [keys[index] for index in absent] if len(absent) < len(keys) else keys
@@ -104,14 +107,13 @@ class ReadLocks:
             for index, key, obj in zip(absent, wanted, objs, strict=True):
                 if obj is None:
                     continue
-                mine = Held(obj, locks, until, False)
+                mine = Held(obj, locks, until)
                 held = enter(key, mine)
                 if held is mine:
-                    self.bytes += mine.nbytes
                     found[index] = obj
                 else:
                     found[index] = self._join(key, held, mine, now, spare)
-        self._release(spare)
+        self._memory.release_all(spare)
         return found
 
     def _join(
@@ -128,7 +130,6 @@ class ReadLocks:
         if held.until > now:
             mine.count += held.count  # of readers that go on, and will be told
         self._held[key] = mine
-        self.bytes += mine.nbytes
         return mine.obj
 
     def _lasts(self, held: Held, now: float) -> bool:
@@ -142,8 +143,8 @@ class ReadLocks:
         with self._lock:
             held = self._held.get(key)
             if held is None:
-                self._held[key] = held = Held(obj, locks, now + self._ttl_s, temporary)
-                self.bytes += held.nbytes
+                self._held[key] = held = Held(obj, locks, now + self._ttl_s)
+                held.temporary = temporary
                 return obj
             held.count += locks
             held.until = now + self._ttl_s
@@ -172,30 +173,35 @@ class ReadLocks:
 
         KEY_IN_WRONG_STATE where the lease was lost: what was read may be wrong.
         """
-        with self._lock:
-            held = [self._held.get(key) for key in keys]
-        intact = [one is None or self._intact(one) for one in held]  # may read whole chunks
-        results: dict[ObjectKey, L1Error] = {}
+        results: dict[ObjectKey, L1Error] = dict.fromkeys(keys, SUCCESS)
+        unlocked: list[ObjectKey] = []
+        read: list[Held] = []
+        over: list[MemoryObj] = []
         gone: list[tuple[ObjectKey, MemoryObj]] = []
-        over: list[MemoryObj | None] = []
         now = time.monotonic()
         with self._lock:
-            for key, before, good in zip(keys, held, intact, strict=True):
-                one = before if before is None or not before.gone else self._held.get(key)
-                if one is None:
+            get = self._held.get
+            for key in keys:
+                held = get(key)
+                if held is None:
                     results[key] = L1Error.KEY_NOT_EXIST
-                    continue
-                if one.count <= 0 or one.until <= now:
+                elif held.count <= 0 or held.until <= now:
                     results[key] = L1Error.KEY_IN_WRONG_STATE
-                    continue
-                results[key] = SUCCESS if good and one is before else L1Error.KEY_IN_WRONG_STATE
-                one.count -= locks
-                if one.count <= 0:
-                    self._leave(key, one)
-                    over.append(one.obj)
-                    if one.temporary:
-                        gone.append((key, one.obj))
-        self._release(over)
+                else:
+                    unlocked.append(key)
+                    read.append(held)
+                    held.count -= locks
+                    if held.count <= 0:
+                        self._leave(key, held)
+                        over.append(held.obj)
+                        if held.temporary:
+                            gone.append((key, held.obj))
+        # Before the leases end; and without the lock, since it may read whole chunks.
+        if not self._memory.all_untouched([held.obj for held in read]):
+            for key, held in zip(unlocked, read, strict=True):
+                if not self._was_intact(held):
+                    results[key] = L1Error.KEY_IN_WRONG_STATE
+        self._memory.release_all(over)
         return results, gone
 
     def holds(self, key: ObjectKey) -> bool:
@@ -239,7 +245,7 @@ class ReadLocks:
                 self._leave(key, held)
             forgotten = [held for held in self._forgotten if held.until <= now]
             self._forgotten = [held for held in self._forgotten if held.until > now]
-        self._release([held.obj for _, held in over] + [held.obj for held in forgotten])
+        self._memory.release_all([held.obj for _, held in over] + [held.obj for held in forgotten])
         return True
 
     def close(self) -> None:
@@ -248,18 +254,15 @@ class ReadLocks:
             objs = [held.obj for held in (*self._held.values(), *self._forgotten)]
             self._held.clear()
             self._forgotten.clear()
-            self.bytes = 0
-        self._release(objs)
+        self._memory.release_all(objs)
 
     def _leave(self, key: ObjectKey, held: Held) -> None:
         del self._held[key]
         held.gone = True
-        self.bytes -= held.nbytes
 
-    def _release(self, objs: Iterable[MemoryObj | None]) -> None:
-        for obj in objs:
-            if obj is not None:
-                self._memory.release(obj)
+    def _was_intact(self, held: Held) -> bool:
+        """Until now, or until whoever unlocked it last gave it back, having looked."""
+        return self._intact(held) or not (held.lost or held.obj.is_valid())
 
     def _intact(self, held: Held) -> bool:
         if held.lost:

@@ -39,12 +39,9 @@ class Layout:
     """Token positions, int64 of shape [tokens], or None."""
     bounds: tuple[int, ...]
     """Group i occupies bytes bounds[i] to bounds[i + 1]."""
+    nbytes: int
+    """Bytes of all groups together."""
     num_tokens: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all groups together."""
-        return self.bounds[-1]
 
     @classmethod
     def of(
@@ -67,7 +64,7 @@ class Layout:
         dimension = _TOKEN_DIMENSIONS.get(fmt, fmt.token_dim())
         first: tuple[int, ...] = shapes[0] if shapes else ()
         num_tokens = first[dimension] if dimension < len(first) else 0
-        return cls(shapes, dtypes, fmt, positions, tuple(bounds), num_tokens)
+        return cls(shapes, dtypes, fmt, positions, tuple(bounds), bounds[-1], num_tokens)
 
     def metadata(self, address: int) -> MemoryObjMetadata:
         """LMCache's description of an object with this layout, with one reference."""

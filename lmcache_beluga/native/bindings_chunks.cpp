@@ -3,6 +3,10 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
+#include <vector>
+
+#include "bindings_gil.hpp"
 #include "bindings_keys.hpp"
 #include "errors.hpp"
 
@@ -61,6 +65,27 @@ Committed commit_slot(Reservation& r, nb::handle key, const nb::bytes& meta, std
     result = r.pool->commit(r.slot, *batch, meta_bytes, bytes, depth, keep ? &lease : nullptr);
   }
   return nb::borrow<Committed>(nb::make_tuple(static_cast<int>(result), view_or_none(r.pool, lease)));
+}
+
+// For servers with so many views that a call for each shows.
+
+bool is_valid(const View& view) { return !view.released && view.pool->valid(*view.lease); }
+
+bool all_valid(const nb::typed<nb::list, View>& views) {
+  std::vector<nb::object> kept;  // whatever other threads do to the list
+  std::vector<const View*> all;
+  bool verify = false;
+  for (nb::handle one : views) {
+    all.push_back(&nb::cast<const View&>(one));
+    kept.push_back(nb::borrow(one));
+    verify = verify || all.back()->pool->context().options.verify;
+  }
+  const UnlockedIfLong unlocked(verify ? SIZE_MAX : 0);  // reads the whole chunks
+  return std::all_of(all.begin(), all.end(), [](const View* view) { return is_valid(*view); });
+}
+
+void release_all(const nb::typed<nb::list, View>& views) {
+  for (nb::handle one : views) nb::cast<View&>(one).release();
 }
 
 }  // namespace
@@ -133,13 +158,13 @@ void bind_chunks(nb::module_& m) {
                      return to_bytes(v.lease->meta());
                    })
       .def("valid",
-           [](View& v) {
-             if (v.released) return false;
-             if (!v.pool->context().options.verify) return v.pool->valid(*v.lease);
-             nb::gil_scoped_release unlocked;  // reads the whole chunk
-             return v.pool->valid(*v.lease);
+           [](const View& v) {
+             const UnlockedIfLong unlocked(v.pool->context().options.verify ? SIZE_MAX : 0);  // reads the whole chunk
+             return is_valid(v);
            })
       .def("release", &View::release)
+      .def_static("all_valid", &all_valid, "views"_a, "Whether each one is valid().")
+      .def_static("release_all", &release_all, "views"_a)
       .def_prop_ro("array", [](nb::handle_t<View> self) {
         const View& v = nb::cast<const View&>(self);
         if (v.released) throw Error(ErrorKind::invalid_argument, "this view was released");

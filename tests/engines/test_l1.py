@@ -197,6 +197,30 @@ def test_a_lost_lease_fails_the_load_and_is_told(
     assert l1.get_memory_usage()[0] == 0
 
 
+def test_two_requests_that_end_at_once_both_read_right(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    l1 = start()
+    some = keys("abc")
+    store(l1, some)
+    l1.reserve_read(some)
+    l1.reserve_read(some)
+    look = l1._memory.all_untouched
+    others: list[dict[ObjectKey, L1Error]] = []
+
+    def slow_look(objs: list[MemoryObj]) -> bool:
+        if not others:
+            others.append({})
+            others[0] = l1.finish_read(some)  # the last lock goes while the first one's end is seen
+        return look(objs)
+
+    monkeypatch.setattr(l1._memory, "all_untouched", slow_look)
+    assert set(l1.finish_read(some).values()) == {L1Error.SUCCESS}
+    assert set(others[0].values()) == {L1Error.SUCCESS}
+    assert l1.report_status()["pool"]["lost_while_locked"] == 0
+    assert l1.get_memory_usage()[0] == 0
+
+
 def test_a_process_that_was_stopped_notices(pool_path: Path) -> None:
     """SIGSTOP for longer than the lease; meanwhile the chunk is evicted and its slot reused."""
     Pool.format(pool_path, size=4 * MIB, extent_size=MIB, chunk_hint=NBYTES)
