@@ -250,10 +250,9 @@ def test_a_stopped_lock_holder_costs_puts_and_nothing_else(
         child.expect("ready")
         for _ in range(10_000):
             child.stop()
-            reservation = pool.reserve(1000)
-            if reservation is None:
+            # More than once: on a busy machine it may be this process's own heartbeat that has it.
+            if all(pool.reserve(1000) is None for _ in range(5)):
                 break
-            reservation.abort()
             child.resume()
         else:
             pytest.fail("it never stops with the lock")
@@ -381,15 +380,15 @@ def test_a_host_that_slept_voids_its_leases(
 def test_a_short_lease_is_renewed_for_as_long_as_it_is_held(pool_path: Path) -> None:
     with (
         Pool.open(
-            pool_path, size=16 * MIB, heartbeat_ms=20, lease_ms=300, dead_after_ms=60_000
+            pool_path, size=16 * MIB, heartbeat_ms=20, lease_ms=900, dead_after_ms=60_000
         ) as pool,
-        Pool.attach(pool_path, heartbeat_ms=20, lease_ms=300, dead_after_ms=60_000) as other,
+        Pool.attach(pool_path, heartbeat_ms=20, lease_ms=900, dead_after_ms=60_000) as other,
     ):
         pool.put(b"key", b"x" * 1000)
         pool.put(b"pinned", b"y")
         view = pool.get(b"key")
         assert pool.pin(b"pinned")
-        deadline = time.monotonic() + 1.2
+        deadline = time.monotonic() + 2.5
         while time.monotonic() < deadline:
             assert view.valid()
             assert other.evict(1 << 40) == 0

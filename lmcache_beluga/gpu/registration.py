@@ -47,6 +47,7 @@ class Registration:
 
     def __init__(self, pool: Pool, runtime: Runtime) -> None:
         self._pool = pool
+        self._slots_per_extent = pool.slots_per_extent
         self._runtime = runtime
         self._lock = threading.Lock()
         self._registered: dict[int, int] = {}  # extent -> address
@@ -71,10 +72,10 @@ class Registration:
 
     def covers(self, hold: Hold) -> bool:
         """Whether GPUs can reach the chunk or slot; registers its extent if need be."""
-        extent, address = self._pool.extent_of(hold.slot)
+        extent = hold.slot // self._slots_per_extent
         if extent in self._used:
             return True
-        if not self._register(extent, address):
+        if not self._register(*self._pool.extent_of(hold.slot)):
             return False
         self._used.add(extent)
         self._use_grew.set()
@@ -123,7 +124,7 @@ class Registration:
             while self._lasting and not self._refused:
                 self._use_grew.clear()
                 for extent in self._next_used(everything):
-                    _, address = self._pool.extent_of(extent * self._pool.slots_per_extent)
+                    _, address = self._pool.extent_of(extent * self._slots_per_extent)
                     if not self._register(extent, address):
                         return
                 self._use_grew.wait()
