@@ -99,8 +99,13 @@ class Server:
         return dict(status)
 
     def clear_l1(self) -> None:
+        """Until nothing is left: what a store task has done with may still be held for a moment."""
+        wait_until(lambda: self._clear_l1() == 0)
+
+    def _clear_l1(self) -> int:
         self.get("/cache/clear", {"tier": "l1", "force": False})
-        assert self.get("/status")["storage_manager"]["l1_manager"]["total_object_count"] == 0
+        left: int = self.get("/status")["storage_manager"]["l1_manager"]["total_object_count"]
+        return left
 
     def settle(self, chunks: int) -> None:
         """Until the pool has that many chunks, seen from this server's host, and no task waits."""
