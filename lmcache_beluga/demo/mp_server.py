@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from lmcache_beluga.demo.environment import child_environment
 from lmcache_beluga.free_ports import free_ports
@@ -65,7 +65,12 @@ class MPServer:
         """Where engines connect to."""
         return f"{self._scheme}://127.0.0.1:{self.port}"
 
-    def wait(self, seconds: float = 90) -> MPServer:
+    @property
+    def http_url(self) -> str:
+        """Where it is asked how it is."""
+        return f"http://127.0.0.1:{self.http_port}"
+
+    def wait(self, seconds: float = 90) -> Self:
         """Until it serves. Raises ServerError if it ends instead, or takes too long."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -82,7 +87,7 @@ class MPServer:
     def http(self, path: str, data: Mapping[str, Any] | None = None) -> Any:
         """What its HTTP interface answers to GET, or to POST with ``data``, as JSON."""
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.http_port}{path}",
+            f"{self.http_url}{path}",
             method="GET" if data is None else "POST",
             data=None if data is None else json.dumps(data).encode(),
             headers={"Content-Type": "application/json"},
@@ -115,7 +120,7 @@ class MPServer:
                 self.kill()
         return self.process.wait()
 
-    def __enter__(self) -> MPServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +11,8 @@ from lmcache.cli.commands.bench.server_bench.client import RequestContext, Serve
 from lmcache.cli.commands.bench.server_bench.config import BenchConfig
 from processes import wait_until
 
-from lmcache_beluga.free_ports import free_ports
+from lmcache_beluga.demo.mp_server import MPServer
 
-START_S = 90
 SHAPE = "(2,256,16,4,64):bfloat16:4"
 CHUNK_BYTES = 2 * 4 * 256 * 4 * 64 * 2
 TOKENS = 1023
@@ -27,75 +20,19 @@ TOKENS = 1023
 CHUNKS = 4
 
 
-class Server:
+class Server(MPServer):
     """``lmcache server`` with one L2 adapter."""
 
     def __init__(self, log: Path, l2: dict[str, Any], *arguments: str) -> None:
-        self.rpc, self.http = free_ports(2)
-        self._log = log
-        environment = {
-            **os.environ,
-            "LMCACHE_TRACK_USAGE": "false",
-            "LMCACHE_LOG_LEVEL": "WARNING",
-            "LMCACHE_DISABLE_BANNER": "1",
-            "PYTHONWARNINGS": "ignore",
-            "PYTHONHASHSEED": "0",
-        }
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-c", "from lmcache.cli.main import main; main()", "server"),
-                    *(
-                        "--host",
-                        "127.0.0.1",
-                        "--port",
-                        str(self.rpc),
-                        "--http-port",
-                        str(self.http),
-                    ),
-                    *("--l1-size-gb", "0.1", "--no-l1-use-lazy", "--eviction-policy", "LRU"),
-                    *("--supported-transfer-mode", "auto", "--l2-adapter", json.dumps(l2)),
-                    *arguments,
-                ],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=environment,
-            )
-
-    @property
-    def said(self) -> str:
-        return self._log.read_text(errors="replace")
-
-    def wait(self) -> Server:
-        """Until it answers."""
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, f"the server ended:\n{self.said[-3000:]}"
-            with contextlib.suppress(OSError):
-                self.get("/healthcheck")
-                return self
-            time.sleep(0.1)
-        raise AssertionError(f"the server does not answer:\n{self.said[-3000:]}")
-
-    def ends(self) -> int:
-        """Its exit status, when it ends by itself."""
-        return self.process.wait(START_S)
-
-    def get(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.http}{path}",
-            method="GET" if body is None else "POST",
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=10) as response:
-            return json.loads(response.read())
+        memory = ("--l1-size-gb", "0.1", "--no-l1-use-lazy", "--eviction-policy", "LRU")
+        adapter = ("--supported-transfer-mode", "auto", "--l2-adapter", json.dumps(l2))
+        quiet = {"PYTHONWARNINGS": "ignore"}
+        super().__init__(log, None, (*memory, *adapter, *arguments), quiet)
 
     @property
     def l2(self) -> dict[str, Any]:
         """Status of the adapter."""
-        (status,) = self.get("/status")["storage_manager"]["l2_adapters"]
+        (status,) = self.http("/status")["storage_manager"]["l2_adapters"]
         return dict(status)
 
     def clear_l1(self) -> None:
@@ -103,25 +40,12 @@ class Server:
         wait_until(lambda: self._clear_l1() == 0)
 
     def _clear_l1(self) -> int:
-        self.get("/cache/clear", {"tier": "l1", "force": False})
-        left: int = self.get("/status")["storage_manager"]["l1_manager"]["total_object_count"]
-        return left
+        self.http("/cache/clear", {"tier": "l1", "force": False})
+        return int(self.l1()["total_object_count"])
 
     def settle(self, chunks: int) -> None:
         """Until the pool has that many chunks, seen from this server's host, and no task waits."""
         wait_until(lambda: self.l2["chunks"] >= chunks and self.l2["tasks"] == 0)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(30)
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.kill()
 
 
 class Client:
@@ -131,8 +55,8 @@ class Client:
 
     def __init__(self, server: Server, mode: str = "engine_driven", shape: str = SHAPE) -> None:
         config = BenchConfig(
-            rpc_url=f"tcp://127.0.0.1:{server.rpc}",
-            http_url=f"http://127.0.0.1:{server.http}",
+            rpc_url=server.url,
+            http_url=server.http_url,
             mode="cpu",
             transfer_mode=mode,
             tp_size=1,

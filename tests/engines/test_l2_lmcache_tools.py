@@ -96,8 +96,8 @@ def test_behind_fault_injection(pool: Path) -> None:
 
 def bench_server(server: Server, report: Path, *arguments: str) -> dict[str, Any]:
     tool(
-        *(*LMCACHE, "bench", "server", "--rpc-url", f"tcp://127.0.0.1:{server.rpc}"),
-        *("--url", f"http://127.0.0.1:{server.http}", "--mode", "cpu", "--interval", "0"),
+        *(*LMCACHE, "bench", "server", "--rpc-url", server.url),
+        *("--url", server.http_url, "--mode", "cpu", "--interval", "0"),
         *("--kvcache-shape-spec", SHAPE, "--num-blocks", "256", "--num-tokens", "1023"),
         *("--format", "json", "--output", str(report), *arguments),
     )

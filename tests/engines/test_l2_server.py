@@ -80,8 +80,8 @@ def test_a_server_with_wrong_parameters_does_not_start(
     run: Run, params: dict[str, object], message: str
 ) -> None:
     server = run(**params)
-    assert server.ends() != 0
-    assert message in server.said
+    assert server.process.wait(90) != 0
+    assert message in server.log.read_text()
 
 
 def test_a_pool_that_is_all_leased(run: Run, connect: Callable[..., Client], pool: Path) -> None:
@@ -95,7 +95,9 @@ def test_a_pool_that_is_all_leased(run: Run, connect: Callable[..., Client], poo
         client = connect(server)
         wanted = client.store(1)
         wait_until(lambda: server.l2["refused_leased"] > 0)
-        wait_until(lambda: "Store task" in server.said and "failed" in server.said)
+        wait_until(
+            lambda: "Store task" in server.log.read_text() and "failed" in server.log.read_text()
+        )
         client.expect(1, wanted)  # from its own memory
         for view in views:
             if view is not None:

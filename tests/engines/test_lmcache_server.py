@@ -305,7 +305,7 @@ def test_lmcache_s_own_bench(shared: Two) -> None:
     for server, stored in ((shared.a, True), (shared.b, False)):
         command = [
             *(sys.executable, "-m", "lmcache.cli.main", "bench", "server", "--mode", "cpu"),
-            *("--rpc-url", server.url, "--url", f"http://127.0.0.1:{server.http_port}"),
+            *("--rpc-url", server.url, "--url", server.http_url),
             *("--num-tokens", str(CHUNKS * CHUNK), "--kvcache-shape-spec", shape),
             *("--end", "2", "--interval", "0"),
         ]

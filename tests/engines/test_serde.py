@@ -65,7 +65,7 @@ def test_compressed_in_the_pool(run: Run) -> None:
         client.close()
     for server in (one, other):
         wait_until(lambda server=server: server.l2["locked"] == 0)
-        assert "Traceback" not in server.said
+        assert "Traceback" not in server.log.read_text()
 
 
 def test_encrypted_in_the_pool(run: Run, pool: Path, master: Path, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ class Seat:
             server = self._server
             command = [
                 *(sys.executable, "-m", "lmcache.cli.main", "bench", "server", "--mode", "cpu"),
-                *("--rpc-url", server.url, "--url", f"http://127.0.0.1:{server.http_port}"),
+                *("--rpc-url", server.url, "--url", server.http_url),
                 *("--num-tokens", "511", "--kvcache-shape-spec", _BENCH_SHAPE),
                 *("--interval", "0.02", "--start", str(start)),
             ]
