@@ -87,6 +87,7 @@ def test_truncated_after_attach(
 
 TRUNCATED_PAYLOAD = """
 import numpy as np
+from lmcache_beluga import PoolClosedError
 
 path = arguments[0]
 pool = Pool.open(path, size=64 << 20, extent_size=32 << 20, copy_threads=3)
