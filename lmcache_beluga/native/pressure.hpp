@@ -18,16 +18,20 @@ class Pressure {
   Pressure(HostContext& context, Hosts<V>& hosts, Slots<V>& slots, Eviction<V>& eviction)
       : context_(context), pool_(*context.pool), hosts_(hosts), slots_(slots), eviction_(eviction) {}
 
-  /// Extents that this host could use and cannot have: what was evicted for want of them lately.
-  std::uint32_t own_demand() {
+  /// Extents that this host could use and cannot have: what was evicted for want of them lately, or, if it `starves`
+  /// with nothing to evict, could not be stored.
+  std::uint32_t own_demand(bool starves) {
     ControlHeader& header = context_.header();
     const std::uint64_t bytes = __atomic_exchange_n(&header.shortage_bytes, 0, __ATOMIC_ACQ_REL);
     const std::uint64_t extents = (bytes + context_.sb().extent_size - 1) / context_.sb().extent_size;
-    // It fades over some beats, since others look once in each of theirs.
+    // It fades over some beats, since others look once in each of theirs; and to nothing over some more, in which a
+    // host that starves still asks for one: it may store seldom, and those who could give wait for kPatience beats.
     const std::uint64_t faded = V::load(&header.demand) * 3 / 4;
-    const std::uint64_t demand = std::min<std::uint64_t>(std::max(extents, faded), context_.sb().extents);
+    const std::uint64_t demand =
+        std::max(std::min<std::uint64_t>(extents, context_.sb().extents) << kDemandFraction, faded);
     V::store(&header.demand, demand);
-    return static_cast<std::uint32_t>(demand);
+    const std::uint64_t whole = demand >> kDemandFraction;
+    return static_cast<std::uint32_t>(starves && demand != 0 ? std::max<std::uint64_t>(whole, 1) : whole);
   }
 
   /// Answers what the others published. Called after a heartbeat has read their clocks. Returns how many extents were
@@ -47,10 +51,10 @@ class Pressure {
       starving |= age == 0;
       hottest = std::min<std::uint64_t>(hottest, age);
     }
-    starving_beats_ = starving ? starving_beats_ + 1 : 0;
-    if (demand == 0) return 0;
-    const std::uint64_t unclaimed = slots_.unclaimed_extents();
-    if (unclaimed >= demand) return 0;
+    const std::uint64_t unclaimed = demand == 0 ? 0 : slots_.unclaimed_extents();
+    const bool enough = unclaimed >= demand;
+    starving_beats_ = starving && !enough ? starving_beats_ + 1 : 0;
+    if (enough) return 0;
     // The next heartbeat must not be late: whatever takes longer follows then.
     const std::uint64_t until = context_.now_ms() + context_.options.heartbeat_ms / 2;
     const auto most = static_cast<std::uint32_t>(std::min<std::uint64_t>(demand - unclaimed, kPerBeat));
@@ -65,13 +69,14 @@ class Pressure {
  private:
   static constexpr std::uint64_t kPerBeat = 4;
   static constexpr std::uint32_t kPatience = 3;
+  static constexpr unsigned kDemandFraction = 16;  // bits behind the point: one extent is nothing after some 35 beats
 
   HostContext& context_;
   const PoolMemory& pool_;
   Hosts<V>& hosts_;
   Slots<V>& slots_;
   Eviction<V>& eviction_;
-  std::uint32_t starving_beats_ = 0;  // for how many beats on end somebody had nothing to evict
+  std::uint32_t starving_beats_ = 0;  // for how many beats on end somebody had nothing to evict, and no room to claim
 };
 
 }  // namespace beluga

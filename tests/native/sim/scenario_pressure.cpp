@@ -92,6 +92,24 @@ void joins_a_warm_pool(Stage& s) {
   s.await(former, reads, "reading");
 }
 
+/// The same host stores one chunk now and then: by the next one there is an extent for it.
+/// Proven by it: `starves` in Pressure::own_demand.
+void stores_seldom(Stage& s) {
+  Node& former = s.join(0);
+  Node& next = s.join(1);
+  fill_pool(s, former, 0);
+  bool stop = false;
+  const auto reads = keep_reading(s, former, 0, 16, stop);
+  for (std::uint32_t k = 16; k < 19; ++k) {
+    s.act(next, [&] { s.store(next, k); });
+    s.beats(40);
+  }
+  s.expect(s.owned_by(1) != 0, "a host that stores seldom gets an extent");
+  s.expect(s.owned_by(0) + 3 >= s.shape.extents, "warm chunks do not go for more");
+  stop = true;
+  s.await(former, reads, "reading");
+}
+
 /// A host checks the pool while its extents go to another, which fills them: there is nothing wrong with them.
 /// Proven by it: the second look in read_cold.
 void checked_while_it_moves(Stage& s) {
@@ -149,6 +167,7 @@ std::vector<Scenario> pressure_scenarios() {
   return {
       {"filled_by_one", "a pool filled by one host is later used by another", two, filled_by_one},
       {"joins_a_warm_pool", "a host that joins a pool full of warm chunks can store", two, joins_a_warm_pool},
+      {"stores_seldom", "so can one that tries only now and then", two, stores_seldom},
       {"checked_while_it_moves", "a host checks the pool while extents change hands", two, checked_while_it_moves},
       {"coldest_first", "the colder of two owners gives way to a third host", three, coldest_first},
       {"pressing_host_dies", "the host that needs space dies", two, pressing_host_dies},
