@@ -76,38 +76,40 @@ void coldest_first(Stage& s) {
   s.await(warm, reads, "reading");
 }
 
-/// A pool that is full of warm chunks: whoever joins gets an extent all the same, and no more than it needs to store.
-/// Proven by it: `starving` in Pressure::relieve.
-void joins_a_warm_pool(Stage& s) {
+/// Host 1 joins a pool that is full of host 0's warm chunks, and stores.
+void beside_a_warm_host(Stage& s, const std::function<void(Node& next)>& stores) {
   Node& former = s.join(0);
   Node& next = s.join(1);
   fill_pool(s, former, 0);
   bool stop = false;
   const auto reads = keep_reading(s, former, 0, 16, stop);
-  s.act(next, [&] { burst(s, next, 16, [&] { return s.owned_by(1) != 0; }); });
-  s.expect(s.owned_by(1) != 0, "a host that has nothing gets an extent");
-  s.beats(8);
-  s.expect(s.owned_by(0) + 2 >= s.shape.extents, "warm chunks do not go for more");
+  stores(next);
   stop = true;
   s.await(former, reads, "reading");
+}
+
+/// A pool that is full of warm chunks: whoever joins gets an extent all the same, and no more than it needs to store.
+/// Proven by it: `starving` in Pressure::relieve.
+void joins_a_warm_pool(Stage& s) {
+  beside_a_warm_host(s, [&](Node& next) {
+    s.act(next, [&] { burst(s, next, 16, [&] { return s.owned_by(1) != 0; }); });
+    s.expect(s.owned_by(1) != 0, "a host that has nothing gets an extent");
+    s.beats(8);
+    s.expect(s.owned_by(0) + 2 >= s.shape.extents, "warm chunks do not go for more");
+  });
 }
 
 /// The same host stores one chunk now and then: by the next one there is an extent for it.
 /// Proven by it: `starves` in Pressure::own_demand.
 void stores_seldom(Stage& s) {
-  Node& former = s.join(0);
-  Node& next = s.join(1);
-  fill_pool(s, former, 0);
-  bool stop = false;
-  const auto reads = keep_reading(s, former, 0, 16, stop);
-  for (std::uint32_t k = 16; k < 19; ++k) {
-    s.act(next, [&] { s.store(next, k); });
-    s.beats(40);
-  }
-  s.expect(s.owned_by(1) != 0, "a host that stores seldom gets an extent");
-  s.expect(s.owned_by(0) + 3 >= s.shape.extents, "warm chunks do not go for more");
-  stop = true;
-  s.await(former, reads, "reading");
+  beside_a_warm_host(s, [&](Node& next) {
+    for (std::uint32_t k = 16; k < 19; ++k) {
+      s.act(next, [&] { s.store(next, k); });
+      s.beats(40);
+    }
+    s.expect(s.owned_by(1) != 0, "a host that stores seldom gets an extent");
+    s.expect(s.owned_by(0) + 3 >= s.shape.extents, "warm chunks do not go for more");
+  });
 }
 
 /// A host checks the pool while its extents go to another, which fills them: there is nothing wrong with them.
