@@ -105,7 +105,7 @@ def test_many_views_are_looked_at_and_released_at_once(pool: Pool) -> None:
     assert all(view.released for view in views) and pool.stats()["views"] == 0
     View.release_all(views)
     with pytest.raises(RuntimeError):
-        View.all_valid([b"no view"])  # type: ignore[list-item]
+        View.all_valid([b"no view"])  # type: ignore[list-item]  # what is asked here
 
 
 def test_a_missing_key_is_a_miss_everywhere(pool: Pool) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from processes import wait_until
 
 from lmcache_beluga import Pool
 from lmcache_beluga.demo.mp_engine import MPEngine
@@ -90,6 +91,16 @@ class Prompt:
 
 def request() -> str:
     return f"request-{next(_requests)}"
+
+
+def clear_l1(server: MPServer) -> None:
+    """Until nothing is left: what a task has done with may still be held for a moment."""
+
+    def left() -> int:
+        server.http("/cache/clear", {"tier": "l1", "force": False})
+        return int(server.l1()["total_object_count"])
+
+    wait_until(lambda: left() == 0)
 
 
 def look(engine: MPEngine, prompt: Prompt, salt: str = "") -> int:

@@ -35,14 +35,6 @@ class Server(MPServer):
         (status,) = self.http("/status")["storage_manager"]["l2_adapters"]
         return dict(status)
 
-    def clear_l1(self) -> None:
-        """Until nothing is left: what a store task has done with may still be held for a moment."""
-        wait_until(lambda: self._clear_l1() == 0)
-
-    def _clear_l1(self) -> int:
-        self.http("/cache/clear", {"tier": "l1", "force": False})
-        return int(self.l1()["total_object_count"])
-
     def settle(self, chunks: int) -> None:
         """Until the pool has that many chunks, seen from this server's host, and no task waits."""
         wait_until(lambda: self.l2["chunks"] >= chunks and self.l2["tasks"] == 0)

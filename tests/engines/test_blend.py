@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from l2_harness import spec
-from mp_servers import CHUNK, OPTIONS, Prompt, comes, compute, engine, request
+from mp_servers import CHUNK, OPTIONS, Prompt, clear_l1, comes, compute, engine, request
 from processes import wait_until
 
 from lmcache_beluga.demo.mp_engine import MPEngine
@@ -51,7 +51,7 @@ def test_chunks_of_another_prompt_come_from_the_pool(pool: Path, tmp_path: Path)
             compute(one, known)
             comes(one, known)
             wait_until(lambda: adapters(server)[0]["chunks"] == known.chunks)
-            wait_until(lambda: clear_l1(server) == 0)
+            clear_l1(server)
             # Chunks 1 to 4 of the known prompt, one chunk later, behind chunks of the new one.
             tokens = [*new.tokens[: 2 * CHUNK], *known.tokens[CHUNK : 5 * CHUNK]]
             name, found = when_registered(one, tokens)
@@ -64,12 +64,6 @@ def test_chunks_of_another_prompt_come_from_the_pool(pool: Path, tmp_path: Path)
             wait_until(lambda: adapters(server)[0]["locked"] == 0)
             assert adapters(server)[0]["is_healthy"]
     assert "Traceback" not in server.log.read_text()
-
-
-def clear_l1(server: MPServer) -> int:
-    """How many objects are left: those that a task which is done holds a little longer."""
-    server.http("/cache/clear", {"tier": "l1", "force": False})
-    return int(server.l1()["total_object_count"])
 
 
 def adapters(server: MPServer) -> list[dict[str, Any]]:

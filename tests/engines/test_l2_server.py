@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from l2_harness import spec
+from mp_servers import clear_l1
 from processes import wait_until
 from server_harness import CHUNK_BYTES, CHUNKS, Client, Server
 
@@ -62,7 +63,7 @@ def test_two_servers_of_one_host_share_what_either_stores(
     second = clients[1].store(2)
     servers[1].settle(2 * CHUNKS)
     clients[0].expect(2, second)
-    servers[0].clear_l1()
+    clear_l1(servers[0])
     clients[0].expect(1, first)
     for server in servers:
         wait_until(lambda server=server: server.l2["locked"] == 0)
@@ -105,7 +106,7 @@ def test_a_pool_that_is_all_leased(run: Run, connect: Callable[..., Client], poo
     puts = server.l2["puts"]
     more = client.store(2)
     wait_until(lambda: server.l2["puts"] == puts + CHUNKS)
-    server.clear_l1()
+    clear_l1(server)
     client.expect(2, more)
 
 
@@ -122,7 +123,7 @@ def test_a_server_is_killed_and_comes_back(
         wanted[4] = client.store(4)  # its way into the pool has just begun
         server.kill()
     else:
-        server.clear_l1()
+        clear_l1(server)
         request = client.prompt(1)
         asking = threading.Thread(target=lambda: _tolerant(lambda: client.lookup(request)))
         asking.start()
