@@ -67,9 +67,9 @@ Committed commit_slot(Reservation& r, nb::handle key, const nb::bytes& meta, std
   return nb::borrow<Committed>(nb::make_tuple(static_cast<int>(result), view_or_none(r.pool, lease)));
 }
 
-// For servers with so many views that a call for each shows.
-
 bool is_valid(const View& view) { return !view.released && view.pool->valid(*view.lease); }
+
+// These two are for servers with so many views that a call for each shows.
 
 bool all_valid(const nb::typed<nb::list, View>& views) {
   std::vector<nb::object> kept;  // whatever other threads do to the list
