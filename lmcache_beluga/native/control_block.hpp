@@ -61,7 +61,7 @@ struct ControlHeader {
   std::uint32_t reserved;
   RobustMutex slots;   // free map, extents, claims
   std::uint64_t shortage_bytes;  // evicted for want of an extent since the last heartbeat
-  std::uint64_t demand;          // in 1/65536 of an extent; as last published: see Pressure
+  std::uint64_t demand;          // for extents, and as of when: see Pressure::Demand
   Counters departed;  // what the processes that are gone had counted
   std::uint32_t peer_ticks[kMaxHosts];  // what the last heartbeat saw of the others
 };

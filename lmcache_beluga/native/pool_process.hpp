@@ -62,7 +62,7 @@ class PoolProcess {
     const bool shared = context.sb().max_hosts > 1;
     // Whoever has nothing to evict is helped at once, and asks for no more than that.
     if (shared && (slow || coldest_age_ms_ == 0)) coldest_age_ms_ = eviction.coldest_age_ms();
-    const std::uint32_t demand = shared ? pressure.own_demand(coldest_age_ms_ == 0) : 0;
+    const std::uint32_t demand = shared ? pressure.own_demand(now, coldest_age_ms_ == 0) : 0;
     const bool spoke = heartbeat.beat(now, demand, coldest_age_ms_);
     leases.renew();
     upkeep.retry_doomed();

@@ -18,20 +18,27 @@ class Pressure {
   Pressure(HostContext& context, Hosts<V>& hosts, Slots<V>& slots, Eviction<V>& eviction)
       : context_(context), pool_(*context.pool), hosts_(hosts), slots_(slots), eviction_(eviction) {}
 
-  /// Extents that this host could use and cannot have: what was evicted for want of them lately, or, if it `starves`
-  /// with nothing to evict, could not be stored.
-  std::uint32_t own_demand(bool starves) {
+  /// Extents that this host could use and cannot have, as of `now`: what was evicted for want of them lately, or, if it
+  /// `starves` with nothing to evict, could not be stored.
+  std::uint32_t own_demand(std::uint64_t now, bool starves) {
     ControlHeader& header = context_.header();
     const std::uint64_t bytes = __atomic_exchange_n(&header.shortage_bytes, 0, __ATOMIC_ACQ_REL);
-    const std::uint64_t extents = (bytes + context_.sb().extent_size - 1) / context_.sb().extent_size;
-    // It fades over some beats, since others look once in each of theirs; and to nothing over some more, in which a
-    // host that starves still asks for one: it may store seldom, and those who could give wait for kPatience beats.
-    const std::uint64_t faded = V::load(&header.demand) * 3 / 4;
-    const std::uint64_t demand =
-        std::max(std::min<std::uint64_t>(extents, context_.sb().extents) << kDemandFraction, faded);
-    V::store(&header.demand, demand);
-    const std::uint64_t whole = demand >> kDemandFraction;
-    return static_cast<std::uint32_t>(starves && demand != 0 ? std::max<std::uint64_t>(whole, 1) : whole);
+    const std::uint64_t extents = std::min<std::uint64_t>(
+        (bytes + context_.sb().extent_size - 1) / context_.sb().extent_size, kMostDemand);
+    const std::uint32_t tick = context_.tick_at(now);
+    for (std::uint32_t attempt = 0; attempt < kMaxProcesses; ++attempt) {
+      const std::uint64_t seen = V::load(&header.demand);
+      Demand demand = faded(Demand::unpack(seen), tick);
+      if (extents << kDemandFraction > demand.extents) {
+        demand = {static_cast<std::uint32_t>(extents << kDemandFraction), tick};
+      }
+      if (demand.pack() != seen && !V::exchange_if(&header.demand, seen, demand.pack())) continue;
+      const std::uint32_t whole = std::min(demand.extents >> kDemandFraction, context_.sb().extents);
+      return starves && demand.extents != 0 ? std::max(whole, 1U) : whole;
+    }
+    // Others of this host have told what they lack meanwhile; the next beat tells of this.
+    __atomic_fetch_add(&header.shortage_bytes, bytes, __ATOMIC_RELAXED);
+    return 0;
   }
 
   /// Answers what the others published. Called after a heartbeat has read their clocks. Returns how many extents were
@@ -70,6 +77,29 @@ class Pressure {
   static constexpr std::uint64_t kPerBeat = 4;
   static constexpr std::uint32_t kPatience = 3;
   static constexpr unsigned kDemandFraction = 16;  // bits behind the point: one extent is nothing after some 35 beats
+  static constexpr std::uint64_t kMostDemand = 0xFFFF;  // extents
+
+  /// ControlHeader::demand. One word, since all processes of the host change it.
+  struct Demand {
+    std::uint32_t extents;  // in 1/65536
+    std::uint32_t as_of;    // the tick
+
+    static Demand unpack(std::uint64_t word) noexcept {
+      return {static_cast<std::uint32_t>(word >> 32), static_cast<std::uint32_t>(word)};
+    }
+    std::uint64_t pack() const noexcept { return std::uint64_t{extents} << 32 | as_of; }
+  };
+
+  /// What is left of it. It fades over some heartbeats, since others look once in each of theirs; and to nothing over
+  /// some more, in which a host that starves still asks for one: it may store seldom, and those who could give wait for
+  /// kPatience beats. By the clock: a host with many processes has many beats in that time.
+  Demand faded(Demand demand, std::uint32_t tick) const noexcept {
+    const std::uint32_t step = context_.options.heartbeat_ms;
+    while (demand.extents != 0 && static_cast<std::int32_t>(tick - demand.as_of - step) >= 0) {
+      demand = {static_cast<std::uint32_t>(std::uint64_t{demand.extents} * 3 / 4), demand.as_of + step};
+    }
+    return demand;
+  }
 
   HostContext& context_;
   const PoolMemory& pool_;

@@ -99,10 +99,12 @@ void joins_a_warm_pool(Stage& s) {
   });
 }
 
-/// The same host stores one chunk now and then: by the next one there is an extent for it.
-/// Proven by it: `starves` in Pressure::own_demand.
+/// The same host stores one chunk now and then: by the next one there is an extent for it. However many processes beat
+/// for it, as one does for each rank of an engine.
+/// Proven by it: `starves` in Pressure::own_demand, and that demand fades by the clock.
 void stores_seldom(Stage& s) {
   beside_a_warm_host(s, [&](Node& next) {
+    for (std::uint32_t more = s.random.below(16); more != 0; --more) s.join(1);
     for (std::uint32_t k = 16; k < 19; ++k) {
       s.act(next, [&] { s.store(next, k); });
       s.beats(40);
