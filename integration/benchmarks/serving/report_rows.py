@@ -8,11 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .measured import HIT, Answer, PhaseResult
-from .report_backends import RECOMPUTE, place
-
-#: Tokens that a cache cannot be blamed for, at the end of each prompt.
-_CHUNK = 256
+from .measured import Answer, PhaseResult
+from .report_backends import place
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
@@ -207,17 +204,7 @@ def _hit(phase: PhaseResult) -> float | None:
 
 
 def _flags(phase: PhaseResult) -> list[str]:
-    found = []
-    if phase.flag:
-        found.append(phase.flag)
-    elif failed := sum(bool(answer.error) for answer in phase.answers):
-        found.append(f"{failed} of {len(phase.answers)} requests failed")
-    if not phase.flag and phase.backend != RECOMPUTE and phase.loaded_tokens is not None:
-        got = phase.loaded_tokens + phase.local_tokens
-        # A chunk that is not full is not stored.
-        could = phase.reused_tokens - _CHUNK * len(phase.answers)
-        if got < HIT * could:
-            found.append(f"hit {got} of {phase.reused_tokens} tokens that could be hit")
+    found = [phase.flag] if phase.flag else []
     if phase.asked_who_stored:
         found.append("asked the instance that stored")
     return found
