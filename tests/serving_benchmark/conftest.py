@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "integration" / "benchmarks"))
+BENCHMARKS = ROOT / "integration" / "benchmarks"
+sys.path += [str(BENCHMARKS), str(BENCHMARKS / "serving" / "in_vllm")]
 FAKE_VLLM = Path(__file__).with_name("fake_vllm.py")
 
 

@@ -23,7 +23,7 @@ from lmcache_beluga.config import Settings as PoolSettings
 
 IN_PROCESS = ["cpu", "beluga", "dax", "disk", "redis", "resp", "mooncake", "lmserver"]
 THROUGH_SERVERS = ["beluga-mp", "lmcache-mp"]
-REMOTE = {"redis": "redis", "resp": "resp", "mooncake": "mooncakestore", "lmserver": "lm"}
+REMOTE = {"redis": "redis", "mooncake": "mooncakestore", "lmserver": "lm"}
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def child_environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     search = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     here = Path(__file__).resolve().parent
-    search.append(str(here.parents[1] / "vllm" / "on_cpu"))
+    search += [str(here.parents[1] / "vllm" / "on_cpu"), str(here / "in_vllm")]
     return kept | _QUIET | {"PYTHONPATH": os.pathsep.join(search)} | more
 
 

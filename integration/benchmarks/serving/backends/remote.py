@@ -22,7 +22,6 @@ class Redis(Backend):
     """LMCache's connector that uses redis-py."""
 
     name = "redis"
-    _scheme = "redis"
 
     @classmethod
     def emulated(cls, settings: Settings) -> str:
@@ -46,15 +45,8 @@ class Redis(Backend):
         self.children[0].wait_until(lambda: listens(self._port), deadline)
 
     def setup(self, instance: int) -> EngineSetup:
-        file = self.lmcache_file(
-            remote_url=f"{self._scheme}://{HOST}:{self._port}",
-            remote_serde="naive",
-            extra_config=self._extra(),
-        )
+        file = self.lmcache_file(remote_url=f"redis://{HOST}:{self._port}", remote_serde="naive")
         return EngineSetup(in_process(self.settings), file)
-
-    def _extra(self) -> dict[str, object]:
-        return {}
 
     def progress(self) -> int | None:
         return self._info("persistence")["rdb_changes_since_last_save"]
@@ -82,10 +74,19 @@ class Resp(Redis):
     """LMCache's own client for Redis, with threads and without Python in between."""
 
     name = "resp"
-    _scheme = "resp"
 
-    def _extra(self) -> dict[str, object]:
-        return {"resp_num_threads": 8, "save_chunk_meta": False}
+    def setup(self, instance: int) -> EngineSetup:
+        extra = {
+            "remote_storage_plugin.resp.module_path": "lmcache_resp",
+            "remote_storage_plugin.resp.class_name": "PatientAdapter",
+            "resp.url": f"resp://{HOST}:{self._port}",
+            "resp_num_threads": 8,
+            "save_chunk_meta": False,
+        }
+        file = self.lmcache_file(
+            remote_storage_plugins=["resp"], remote_serde="naive", extra_config=extra
+        )
+        return EngineSetup(in_process(self.settings), file)
 
 
 class RemoteServer(Backend):
