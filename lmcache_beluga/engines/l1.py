@@ -492,6 +492,11 @@ class BelugaL1:
             "pool": self._pool_status(),
         }
 
+    @property
+    def lost_leases(self) -> int:
+        """How many leases have ended while a request held its chunk locked."""
+        return self._reads.lost
+
     def _pool_status(self) -> dict[str, Any]:
         status: dict[str, Any] = {
             "uuid": self._pool.uuid,
@@ -500,7 +505,7 @@ class BelugaL1:
             "closed": self._pool.close_reason,
             **self._memory.counters,
             "bytes_registered": self._memory.registered_bytes,
-            "lost_while_locked": self._reads.lost,
+            "lost_while_locked": self.lost_leases,
         }
         try:
             status["host"] = self._pool.stats()

@@ -19,6 +19,7 @@ from lmcache_beluga.engines.l1 import BelugaL1
 from lmcache_beluga.engines.l1_copy_path import prefer_whole_chunks
 from lmcache_beluga.engines.l1_hashing import ADVICE, server_hash_scheme
 from lmcache_beluga.engines.l1_lanes import load_in_lanes
+from lmcache_beluga.engines.l1_lost_loads import fail_lost_loads
 from lmcache_beluga.engines.l1_options import OVERRIDING, parse
 from lmcache_beluga.engines.trouble import log_as_lmcache
 from lmcache_beluga.errors import KeySchemeError, UnsupportedError
@@ -42,20 +43,24 @@ def serve(settings: Settings, arguments: Sequence[str]) -> None:
     pool = _open(settings, options)
     try:
         more = _defaults(options, pool)
+        made: list[BelugaL1] = []
 
         def make(config: L1ManagerConfig) -> BelugaL1:
             _spare_collector()
-            return BelugaL1(
+            l1 = BelugaL1(
                 config,
                 pool,
                 verify=settings.verify,
                 prefault=settings.prefault,
                 lends="--shm-name" in more,
             )
+            made.append(l1)
+            return l1
 
         l1_hook.install(make)
         prefer_whole_chunks()
         load_in_lanes()
+        fail_lost_loads(lambda: sum(l1.lost_leases for l1 in made))
         lmcache(["server", *arguments, *more])
     finally:
         pool.close()
