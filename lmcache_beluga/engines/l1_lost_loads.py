@@ -1,14 +1,14 @@
 """Fails loads of LMCache's server whose leases have ended before the copies were launched.
 
 LMCache 0.5.6 looks at chunks before it copies them (``unsafe_read``), and answers when copies to a
-GPU are launched, or when it has read the bytes for an engine without one. A server that stands
-still in between, for longer than its leases last, goes on to copy what others may have overwritten.
-So leases are looked at once more then, and where one has ended, LMCache answers that the load has
-failed: vLLM computes it again (``kv_load_failure_policy``).
+GPU are launched; to an engine without one, when it has read the bytes, or with their place in the
+pool. A server that stands still in between, for longer than its leases last, goes on with what
+others may have overwritten. So leases are looked at once more before it answers, and where one has
+ended, the answer is that the load has failed: vLLM computes it again (``kv_load_failure_policy``).
 
-Copies that are on their way to a GPU by then end in time, however long the server stands still: a
-lease that lasts is respected for seconds more (a quarter of ``beluga.lease`` and half of
-``beluga.dead_after`` at least), in which a bus moves more than was asked for.
+Copies that are on their way by then end in time, however long the server stands still: a lease that
+lasts is respected for seconds more (a quarter of ``beluga.lease`` and half of ``beluga.dead_after``
+at least), in which a bus moves more than was asked for.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from lmcache.v1.multiprocess.modules import lmcache_driven_transfer
 from lmcache.v1.multiprocess.modules.server_transfer import (
     PickleTransferStrategy,
     PrepareRetrieveResponse,
+    ShmTransferStrategy,
 )
 
 from lmcache_beluga._native import View
@@ -54,14 +55,20 @@ def fail_lost_loads(lost_leases: Callable[[], int]) -> None:
         lost_leases: how many the server has noticed so far, of chunks that were being read.
     """
     transfer = getattr(lmcache_driven_transfer, _TRANSFER, None)
-    prepare = getattr(PickleTransferStrategy, "prepare_retrieve", None)
-    if not (_takes(transfer, _TRANSFER_PARAMETERS) and _takes(prepare, _PREPARE_PARAMETERS)):
+    copied = getattr(PickleTransferStrategy, "prepare_retrieve", None)
+    mapped = getattr(ShmTransferStrategy, "prepare_retrieve", None)
+    if not (
+        _takes(transfer, _TRANSFER_PARAMETERS)
+        and _takes(copied, _PREPARE_PARAMETERS)
+        and _takes(mapped, _PREPARE_PARAMETERS)
+    ):
         logger.warning(
             "LMCache's server loads in another way: a lease lost meanwhile is logged, not undone"
         )
         return
     setattr(lmcache_driven_transfer, _TRANSFER, _to_gpu(transfer))
-    PickleTransferStrategy.prepare_retrieve = _through_socket(prepare, lost_leases)
+    PickleTransferStrategy.prepare_retrieve = _through_socket(copied, lost_leases)
+    ShmTransferStrategy.prepare_retrieve = _mapped(mapped)
 
 
 def _takes(function: Any, parameters: tuple[str, ...]) -> bool:
@@ -124,8 +131,30 @@ def _through_socket(stock: Any, lost_leases: Callable[[], int]) -> Any:
     ) -> PrepareRetrieveResponse:
         before = lost_leases()
         response = stock(self, key, instance_id, resolve_obj_keys)
-        if lost_leases() == before:
-            return response
-        return PrepareRetrieveResponse(success=False, data=b"", context={})
+        return response if lost_leases() == before else _failed()
 
     return prepare_retrieve
+
+
+def _mapped(stock: Any) -> Any:
+    """There the engine reads while the chunks are locked, from when it is told where they are."""
+
+    @functools.wraps(stock)
+    def prepare_retrieve(
+        self: Any, key: Any, instance_id: int, resolve_obj_keys: Any
+    ) -> PrepareRetrieveResponse:
+        response = stock(self, key, instance_id, resolve_obj_keys)
+        if not response.success:
+            return response
+        wanted = resolve_obj_keys(key)
+        leased, _ = self._storage_manager.unsafe_read(wanted)
+        if leased == wanted:
+            return response
+        self.commit_retrieve(key, instance_id)  # gives the locks back
+        return _failed()
+
+    return prepare_retrieve
+
+
+def _failed() -> PrepareRetrieveResponse:
+    return PrepareRetrieveResponse(success=False, data=b"", context={})

@@ -275,10 +275,10 @@ class ReadLocks:
             if times := self._trouble.due("lost lease"):
                 logger.error(
                     "a lease on a chunk was lost while this server held it for a request (%d times "
-                    "since last reported): loads of it fail, and the engine computes the chunk "
-                    "again, but for engines that map the pool, which may have seen wrong KV. The "
-                    "process was stopped for longer than beluga.lease or beluga.dead_after, or the "
-                    "pool was formatted or truncated under it",
+                    "since last reported): a load that was being prepared fails, and the engine "
+                    "computes the chunk again; one that had been answered long before may have "
+                    "seen wrong KV. The process was stopped for longer than beluga.lease or "
+                    "beluga.dead_after, or the pool was formatted or truncated under it",
                     times,
                 )
         return False

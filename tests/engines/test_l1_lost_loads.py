@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,10 @@ from lmcache.v1.distributed.error import L1Error
 from lmcache.v1.multiprocess import object_group_transfer
 from lmcache.v1.multiprocess.modules import lmcache_driven_transfer
 from lmcache.v1.multiprocess.modules.lmcache_driven_transfer import LMCacheDrivenTransferModule
-from lmcache.v1.multiprocess.modules.server_transfer import PickleTransferStrategy
+from lmcache.v1.multiprocess.modules.server_transfer import (
+    PickleTransferStrategy,
+    ShmTransferStrategy,
+)
 from processes import wait_until
 
 from lmcache_beluga import Pool
@@ -77,9 +81,10 @@ class Transfer:
 
         self.objs = [obj for _, obj in l1.unsafe_read(keys("abc")).values()]
         monkeypatch.setattr(lmcache_driven_transfer, "transfer_kv_per_object_group", stock)
-        prepare = PickleTransferStrategy.prepare_retrieve
-        monkeypatch.setattr(PickleTransferStrategy, "prepare_retrieve", prepare)  # is put back
-        fail_lost_loads(lambda: 0)
+        for strategy in (PickleTransferStrategy, ShmTransferStrategy):
+            prepare = strategy.prepare_retrieve
+            monkeypatch.setattr(strategy, "prepare_retrieve", prepare)  # is put back
+        fail_lost_loads(lambda: l1.lost_leases)
 
     def __call__(self, direction: Any) -> None:
         lmcache_driven_transfer.transfer_kv_per_object_group(
@@ -136,8 +141,12 @@ class Storage:
 
     @contextmanager
     def read_prefetched_results(self, some: list[ObjectKey], **_: Any) -> Iterator[list[Any]]:
-        yield [obj for _, obj in self._l1.unsafe_read(some).values()]
+        yield self.unsafe_read(some)[1]
+
+    def unsafe_read(self, some: list[ObjectKey]) -> tuple[list[ObjectKey], list[Any]]:
+        read = self._l1.unsafe_read(some)
         self.meanwhile()
+        return [k for k, (_, obj) in read.items() if obj], [obj for _, obj in read.values() if obj]
 
     def finish_read_prefetched(self, some: list[ObjectKey], **_: Any) -> None:
         self._l1.finish_read(some)
@@ -148,15 +157,51 @@ def test_through_sockets(
     monkeypatch: pytest.MonkeyPatch, l1: BelugaL1, pool_path: Path, lost: bool
 ) -> None:
     Transfer(monkeypatch, l1)
-    fail_lost_loads(lambda: l1.lost_leases)
     storage = Storage(l1)
-    if lost:
-        storage.meanwhile = lambda: lose(l1, pool_path)
+    whole = [torch.full((NBYTES,), 7, dtype=torch.uint8)] * 3
+    # Truncated memory cannot be copied; what was overwritten can.
+    copied = [SimpleNamespace(tensor=chunk) for chunk in whole]
+
+    @contextmanager
+    def read(some: list[ObjectKey], **_: Any) -> Iterator[list[Any]]:
+        assert len(storage.unsafe_read(some)[1]) == 3
+        if lost:
+            lose(l1, pool_path)
+        yield copied
+
+    storage.read_prefetched_results = read  # type: ignore[method-assign]
     strategy = PickleTransferStrategy(storage)
-    response = strategy.prepare_retrieve(SimpleNamespace(request_id="r"), 1, lambda _: keys("abc"))
+    response = strategy.prepare_retrieve("key", 1, lambda _: keys("abc"))
     assert response.success is not lost
     if not lost:
-        assert [bool((chunk.view(torch.uint8) == 7).all()) for chunk in pickle.loads(response.data)]
+        assert all(map(torch.equal, pickle.loads(response.data), whole))
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_in_place(
+    monkeypatch: pytest.MonkeyPatch, l1: BelugaL1, pool_path: Path, lost: bool
+) -> None:
+    """Engines that map the pool are told where to read."""
+    Transfer(monkeypatch, l1)
+    storage = Storage(l1)
+    reads = []
+
+    def once() -> None:
+        reads.append(1)
+        if lost and len(reads) == 1:
+            lose(l1, pool_path)
+
+    storage.meanwhile = once
+    pending: dict[Any, list[ObjectKey]] = {}
+    fallback = PickleTransferStrategy(storage)
+    strategy = ShmTransferStrategy(
+        storage, {}, pending, threading.Lock(), lambda key, instance: (instance, key), fallback
+    )
+    response = strategy.prepare_retrieve("key", 1, lambda _: keys("abc"))
+    assert response.success is not lost
+    assert list(pending.values()) == ([] if lost else [keys("abc")])
+    unlocked = l1.finish_read(keys("abc"))
+    assert (set(unlocked.values()) == {L1Error.SUCCESS}) is not lost, "locks are given back"
 
 
 def test_another_lmcache_is_left_alone(
