@@ -20,6 +20,7 @@ from lmcache_beluga.engines.l1_copy_path import prefer_whole_chunks
 from lmcache_beluga.engines.l1_hashing import ADVICE, server_hash_scheme
 from lmcache_beluga.engines.l1_lanes import load_in_lanes
 from lmcache_beluga.engines.l1_lost_loads import fail_lost_loads
+from lmcache_beluga.engines.l1_lost_stores import take_back_lost_stores
 from lmcache_beluga.engines.l1_options import OVERRIDING, parse
 from lmcache_beluga.engines.trouble import log_as_lmcache
 from lmcache_beluga.errors import KeySchemeError, UnsupportedError
@@ -61,6 +62,7 @@ def serve(settings: Settings, arguments: Sequence[str]) -> None:
         prefer_whole_chunks()
         load_in_lanes()
         fail_lost_loads(lambda: sum(l1.lost_leases for l1 in made))
+        take_back_lost_stores()
         lmcache(["server", *arguments, *more])
     finally:
         pool.close()

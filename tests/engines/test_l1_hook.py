@@ -113,6 +113,7 @@ def test_a_server_spares_the_collector_what_it_imported(
     monkeypatch.setattr(l1_server, "prefer_whole_chunks", lambda: None)
     monkeypatch.setattr(l1_server, "load_in_lanes", lambda: None)
     monkeypatch.setattr(l1_server, "fail_lost_loads", lambda lost_leases: None)
+    monkeypatch.setattr(l1_server, "take_back_lost_stores", lambda: None)
     try:
         l1_server.serve(dataclasses.replace(Settings.from_environ(), pool=pool, size=16 << 20), [])
     finally:
