@@ -35,21 +35,24 @@ _GAUGES: tuple[tuple[str, str, Value], ...] = (
 
 
 def register_gauges(l1: BelugaL1, pool: Pool) -> None:
-    """LMCache's names, so that dashboards go on working; they end with ``l1``."""
-    target = weakref.ref(l1)
+    """LMCache's names, so that dashboards go on working; they end with ``l1``.
+
+    LMCache keeps what it asks for ever: it must not keep a closed pool mapped.
+    """
+    targets = weakref.ref(l1), weakref.ref(pool)
     for name, description, value in _GAUGES:
         register_gauge(
             "lmcache.l1_manager",
             f"lmcache_mp.{name}",
             description,
-            functools.partial(_observe, target, pool, value),
+            functools.partial(_observe, *targets, value),
         )
 
 
 def _observe(
-    target: weakref.ref[BelugaL1], pool: Pool, value: Value
+    of_l1: weakref.ref[BelugaL1], of_pool: weakref.ref[Pool], value: Value
 ) -> list[tuple[float, dict[str, object]]]:
-    l1 = target()
-    if l1 is None or pool.closed:
+    l1, pool = of_l1(), of_pool()
+    if l1 is None or pool is None or pool.closed:
         return []
     return [(value(l1, pool), {"l1_tag": l1.config.tag, "backend": "beluga"})]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import time
@@ -489,3 +490,15 @@ def test_close_with_everything_in_use(start: Start) -> None:
     again = start()
     assert again.report_status()["pool"]["host"]["writing"] == 0
     assert errors(again.reserve_read(some)) == {L1Error.SUCCESS}
+
+
+def test_a_closed_one_keeps_nothing_mapped(pool_path: Path) -> None:
+    """Nor does what LMCache was told of it, which it never forgets."""
+    l1 = BelugaL1(config(), Pool.open(pool_path, size=4 * MIB, extent_size=MIB, chunk_hint=NBYTES))
+    store(l1, keys("ab"))
+    l1.reserve_read(keys("ab"))
+    assert str(pool_path) in Path("/proc/self/maps").read_text()
+    l1.close()
+    del l1
+    gc.collect()
+    assert str(pool_path) not in Path("/proc/self/maps").read_text()
