@@ -33,8 +33,13 @@ def audit(pools: Sequence[Pool], keyspace: Keyspace) -> int:
         assert stats["views"] == 0 and stats["pins"] == 0
         assert stats["garbage"] == 0, "a record was found that does not validate"
 
-    # What the last stores asked for may still make extents change hands, at heartbeats.
+    # What the last stores asked for may still make extents change hands, at heartbeats, as long as
+    # somebody asks.
     deadline = time.monotonic() + _SETTLE_S
+    path = pools[0].info.devices[0].path
+    while any(host.pressure for host in Pool.hosts(path, watch_ms=0)):
+        assert time.monotonic() < deadline, "a host that stores nothing goes on asking for extents"
+        time.sleep(0.02)
     while True:
         reports = [pool.check() for pool in pools]
         occupancies = [pool.inspect()["occupancy"] for pool in pools]
