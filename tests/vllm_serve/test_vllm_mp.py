@@ -19,7 +19,7 @@ from lmcache_beluga.demo import mp_server
 from lmcache_beluga.demo.mp_server import MPServer
 
 MIB = 1 << 20
-LEASE_S = 1
+LEASE_S = 3
 POOL = 128 * MIB
 OPTIONS = ("--chunk-size", str(CHUNK), "--supported-transfer-mode", "auto", "--max-workers", "4")
 
