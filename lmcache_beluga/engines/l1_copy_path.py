@@ -11,11 +11,11 @@ of the GPU's time from the prompt that is being computed than the copy engine do
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from lmcache.v1.multiprocess import object_group_transfer
 
+from lmcache_beluga.engines.tested_shape import takes
 from lmcache_beluga.engines.trouble import logger
 from lmcache_beluga.reservation import Reservation
 
@@ -29,7 +29,7 @@ def prefer_whole_chunks() -> None:
     Says so, and changes nothing, when LMCache does not choose as it did when this was tested.
     """
     stock = getattr(object_group_transfer, "direct_transfer_supported", None)
-    if stock is None or tuple(inspect.signature(stock).parameters) != _PARAMETERS:
+    if not takes(stock, _PARAMETERS):
         logger.warning("LMCache's server chooses how to copy chunks, which may be block by block")
         return
 

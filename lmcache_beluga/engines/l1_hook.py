@@ -9,7 +9,6 @@ there looks as it did when it was tested.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -20,6 +19,7 @@ from lmcache.v1.distributed.internal_api import L1ManagerInterface
 from lmcache.v1.multiprocess.engine_context import LayoutDescRegistry
 
 from lmcache_beluga.engines.l1 import BelugaL1
+from lmcache_beluga.engines.tested_shape import takes
 from lmcache_beluga.errors import UnsupportedError
 
 TESTED = ("0.5.6",)
@@ -43,7 +43,7 @@ def install(make: Callable[[L1ManagerConfig], BelugaL1]) -> None:
     made_there = storage_manager.StorageManager.__init__.__code__.co_names
     made = storage_manager.L1Manager is l1_manager.L1Manager and "L1Manager" in made_there
     register = LayoutDescRegistry.register
-    if lacking or not made or list(inspect.signature(register).parameters) != _REGISTER:
+    if lacking or not made or not takes(register, _REGISTER):
         raise UnsupportedError(
             f"this LMCache calls itself {found}, but does not make or use its L1 as that version "
             f"does{': ' if lacking else ''}{', '.join(sorted(lacking))}"

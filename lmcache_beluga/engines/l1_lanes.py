@@ -15,13 +15,13 @@ both before it goes on, so that nothing else of LMCache's changes.
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from lmcache.v1.multiprocess import object_group_transfer
 
+from lmcache_beluga.engines.tested_shape import takes
 from lmcache_beluga.engines.trouble import logger
 
 LANES = 2
@@ -75,7 +75,7 @@ def load_in_lanes() -> None:
     stock = getattr(object_group_transfer, _PLAN, None)
     if getattr(stock, _MARK, False):
         return
-    if stock is None or tuple(inspect.signature(stock).parameters) != _PARAMETERS:
+    if not takes(stock, _PARAMETERS):
         logger.warning("LMCache's server plans its transfers in another way: loads use one stream")
         return
     to_gpu = object_group_transfer.lmcache_native.TransferDirection.H2D

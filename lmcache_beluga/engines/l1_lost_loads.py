@@ -15,7 +15,6 @@ late). In that time a PCIe 5 bus moves 130 GB.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ from lmcache.v1.multiprocess.modules.server_transfer import (
 
 from lmcache_beluga._native import View
 from lmcache_beluga.engines.l1_object import L1Object
+from lmcache_beluga.engines.tested_shape import takes
 from lmcache_beluga.engines.trouble import logger
 from lmcache_beluga.errors import BelugaError
 
@@ -59,9 +59,9 @@ def fail_lost_loads(lost_leases: Callable[[], int]) -> None:
     copied = getattr(PickleTransferStrategy, "prepare_retrieve", None)
     mapped = getattr(ShmTransferStrategy, "prepare_retrieve", None)
     if not (
-        _takes(transfer, _TRANSFER_PARAMETERS)
-        and _takes(copied, _PREPARE_PARAMETERS)
-        and _takes(mapped, _PREPARE_PARAMETERS)
+        takes(transfer, _TRANSFER_PARAMETERS)
+        and takes(copied, _PREPARE_PARAMETERS)
+        and takes(mapped, _PREPARE_PARAMETERS)
     ):
         logger.warning(
             "LMCache's server loads in another way: a lease lost meanwhile is logged, not undone"
@@ -70,10 +70,6 @@ def fail_lost_loads(lost_leases: Callable[[], int]) -> None:
     setattr(lmcache_driven_transfer, _TRANSFER, _to_gpu(transfer))
     PickleTransferStrategy.prepare_retrieve = _through_socket(copied, lost_leases)
     ShmTransferStrategy.prepare_retrieve = _mapped(mapped)
-
-
-def _takes(function: Any, parameters: tuple[str, ...]) -> bool:
-    return function is not None and tuple(inspect.signature(function).parameters) == parameters
 
 
 def _to_gpu(stock: Any) -> Any:

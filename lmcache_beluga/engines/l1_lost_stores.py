@@ -9,12 +9,12 @@ one's key, where they outlive the pool and every host finds them. Such a store i
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 
 from lmcache.v1.distributed.error import L1Error
 from lmcache.v1.distributed.storage_controllers.store_controller import StoreController
 
+from lmcache_beluga.engines.tested_shape import takes
 from lmcache_beluga.engines.trouble import logger
 
 _FINALIZE = "_finalize_store"
@@ -27,7 +27,7 @@ def take_back_lost_stores() -> None:
     Says so, and changes nothing, when LMCache does not store as it did when this was tested.
     """
     stock = getattr(StoreController, _FINALIZE, None)
-    if stock is None or tuple(inspect.signature(stock).parameters) != _PARAMETERS:
+    if not takes(stock, _PARAMETERS):
         logger.warning(
             "LMCache's server stores below its L1 in another way: what it stores after its lease "
             "was lost stays there"

@@ -13,7 +13,6 @@ move chunks by themselves, and a lost lease is counted and logged.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -27,6 +26,7 @@ from lmcache.v1.gpu_connector.gpu_connectors import (
 from lmcache.v1.storage_backend.storage_manager import StorageManager
 
 from lmcache_beluga.engines import transfer
+from lmcache_beluga.engines.tested_shape import takes
 
 TESTED = ("0.5.6",)
 
@@ -44,7 +44,7 @@ def install() -> str:
         return f"LMCache {found} is not one of {', '.join(TESTED)}"
     for cls, name, parameters, _ in _METHODS:
         method = getattr(cls, name, None)
-        if method is None or tuple(inspect.signature(method).parameters)[1:] != parameters:
+        if not takes(method, ("self", *parameters)):
             return f"{cls.__name__}.{name} is not as it was in LMCache {TESTED[-1]}"
     for cls, name, _, wrapper in _METHODS:
         _wrap(cls, name, wrapper)
