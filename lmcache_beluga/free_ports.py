@@ -18,17 +18,16 @@ def free_ports(count: int) -> list[int]:
 
     Each another one, and none that this process was given before.
     """
-    with contextlib.ExitStack() as stack:
-        found: list[int] = []
-        for port in random.sample(_PORTS, len(_PORTS)):
-            if len(found) == count:
-                break
-            probe = stack.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                if port not in _given:
-                    probe.bind(("127.0.0.1", port))
-                    found.append(port)
-        if len(found) < count:
-            raise OSError(f"no {count} free ports on 127.0.0.1 from {_PORTS[0]} to {_PORTS[-1]}")
+    found: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        if len(found) == count:
+            break
+        if port in _given:
+            continue
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+    if len(found) < count:
+        raise OSError(f"no {count} free ports on 127.0.0.1 from {_PORTS[0]} to {_PORTS[-1]}")
     _given.update(found)
     return found
