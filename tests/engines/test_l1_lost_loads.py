@@ -133,15 +133,11 @@ def test_lmcache_loads_with_what_is_wrapped() -> None:
 
 
 class Storage:
-    """As much of LMCache's storage manager as a load through sockets needs."""
+    """As much of LMCache's storage manager as a load in place needs."""
 
     def __init__(self, l1: BelugaL1) -> None:
         self._l1 = l1
         self.meanwhile: Callable[[], None] = lambda: None
-
-    @contextmanager
-    def read_prefetched_results(self, some: list[ObjectKey], **_: Any) -> Iterator[list[Any]]:
-        yield self.unsafe_read(some)[1]
 
     def unsafe_read(self, some: list[ObjectKey]) -> tuple[list[ObjectKey], list[Any]]:
         read = self._l1.unsafe_read(some)
@@ -157,20 +153,19 @@ def test_through_sockets(
     monkeypatch: pytest.MonkeyPatch, l1: BelugaL1, pool_path: Path, lost: bool
 ) -> None:
     Transfer(monkeypatch, l1)
-    storage = Storage(l1)
     whole = [torch.full((NBYTES,), 7, dtype=torch.uint8)] * 3
     # Truncated memory cannot be copied; what was overwritten can.
     copied = [SimpleNamespace(tensor=chunk) for chunk in whole]
 
-    @contextmanager
-    def read(some: list[ObjectKey], **_: Any) -> Iterator[list[Any]]:
-        assert len(storage.unsafe_read(some)[1]) == 3
-        if lost:
-            lose(l1, pool_path)
-        yield copied
+    class Copying(Storage):
+        @contextmanager
+        def read_prefetched_results(self, some: list[ObjectKey], **_: Any) -> Iterator[list[Any]]:
+            assert len(self.unsafe_read(some)[1]) == 3
+            if lost:
+                lose(l1, pool_path)
+            yield copied
 
-    storage.read_prefetched_results = read  # type: ignore[method-assign]
-    strategy = PickleTransferStrategy(storage)
+    strategy = PickleTransferStrategy(Copying(l1))
     response = strategy.prepare_retrieve("key", 1, lambda _: keys("abc"))
     assert response.success is not lost
     if not lost:
