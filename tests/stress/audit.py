@@ -33,13 +33,8 @@ def audit(pools: Sequence[Pool], keyspace: Keyspace) -> int:
         assert stats["views"] == 0 and stats["pins"] == 0
         assert stats["garbage"] == 0, "a record was found that does not validate"
 
-    # What the last stores asked for may still make extents change hands, at heartbeats, as long as
-    # somebody asks.
+    await_no_demand(pools)
     deadline = time.monotonic() + _SETTLE_S
-    path = pools[0].info.devices[0].path
-    while any(host.pressure for host in Pool.hosts(path, watch_ms=0)):
-        assert time.monotonic() < deadline, "a host that stores nothing goes on asking for extents"
-        time.sleep(0.02)
     while True:
         reports = [pool.check() for pool in pools]
         occupancies = [pool.inspect()["occupancy"] for pool in pools]
@@ -114,6 +109,19 @@ def settle(pool: Pool) -> dict[str, int]:
             )
         if not busy or time.monotonic() > deadline:
             return stats
+        time.sleep(0.02)
+
+
+def await_no_demand(pools: Sequence[Pool]) -> None:
+    """Waits until no host asks for extents.
+
+    What the last stores asked for makes extents change hands until it has faded, and chunks go
+    with them: between two looks at a pool that nobody uses.
+    """
+    deadline = time.monotonic() + _SETTLE_S
+    path = pools[0].info.devices[0].path
+    while any(host.pressure for host in Pool.hosts(path, watch_ms=0)):
+        assert time.monotonic() < deadline, "a host that stores nothing goes on asking for extents"
         time.sleep(0.02)
 
 

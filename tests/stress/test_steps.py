@@ -22,7 +22,7 @@ import pytest
 
 from lmcache_beluga.pool import Pool, PutResult, View
 
-from .audit import control_blocks, settle
+from .audit import await_no_demand, control_blocks, settle
 from .host_pages import HostPages
 from .schedule import Schedule
 from .stepper import NEW, NEW_LARGE, OPERATIONS, SMALL
@@ -246,6 +246,7 @@ def _verify(pools: Sequence[Pool]) -> None:
             name: stats[name] for name in ("writing", "closing", "leased", "garbage") if stats[name]
         }
         assert not left, left
+    await_no_demand(pools)
     reports = [pool.check() for pool in pools]
     for report in reports:
         assert report.ok, report.errors
