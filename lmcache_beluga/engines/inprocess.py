@@ -23,6 +23,7 @@ from lmcache_beluga.engines.allocator import PoolAllocator
 from lmcache_beluga.engines.attached_gauge import set_attached
 from lmcache_beluga.engines.clearing import remove_chunks_of
 from lmcache_beluga.engines.engine_reach import EngineReach
+from lmcache_beluga.engines.graph_loads import load_before_graphs
 from lmcache_beluga.engines.layerwise_gaps import storing_after_a_gap
 from lmcache_beluga.engines.layout import Layout, LayoutCodec
 from lmcache_beluga.engines.prefix_depths import PrefixDepths
@@ -84,6 +85,8 @@ class BelugaBackend(StoragePluginInterface, AllocatorBackendInterface):  # type:
             settings = Settings.from_extra_config(config.extra_config, os.environ)
             if wrong := moves_half(torch.device(dst_device).type, metadata.use_mla):
                 raise UnsupportedError(wrong)
+            if unfit := load_before_graphs():
+                raise UnsupportedError(unfit)
             self._pool = self._open(settings)
             self._reach = self._connect(torch.device(dst_device), settings.prefault)
         except BelugaError as error:
