@@ -1,21 +1,31 @@
-"""Loads of LMCache's server in two lanes, so that the bus is busy while a kernel spreads KV.
+"""Loads of LMCache's server in lanes, so that the bus is busy while kernels spread KV, or wait.
 
 LMCache 0.5.6 copies a few chunks to the GPU's memory, has a kernel spread them, copies the next
-few, and so on, all in one stream: the bus stands still whenever a kernel runs. Here the first half
-of a prompt's chunks goes through one stream and one half of LMCache's staging memory, the second
-half through the others:
+few, and so on, all in one stream: the bus stands still whenever a kernel runs. Here a prompt's
+chunks are divided, and each part goes through a stream and staging memory of its own:
 
-    lane 0   copy copy | spread | copy copy | spread | ...
-    lane 1   copy copy - - copy copy | spread | copy copy | ...
+    lane 0   copy | spread       | copy | spread | ...
+    lane 1        | copy | spread       | copy | spread ...
+    lane 2               | copy | spread       | copy ...
+
+The server's kernels are another process's than vLLM's, so that the two take turns on the GPU's
+processors: a kernel of a tenth of a millisecond may wait some milliseconds for its turn while vLLM
+decodes, and each turn costs vLLM time as well. So lanes have staging memory for what the bus
+carries meanwhile, and few kernels spread many chunks. With LMCache's four chunks of staging memory
+alone, a prompt of 32 K tokens took 105 ms to load on an H200 while another was decoded, and 83 ms
+while none was.
 
 LMCache's own code plans and launches what is in a lane. The stream of the engine's cache waits for
-both before it goes on, so that nothing else of LMCache's changes.
+all lanes before it goes on, so that nothing else of LMCache's changes.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,9 +34,12 @@ from lmcache.v1.multiprocess import object_group_transfer
 from lmcache_beluga.engines.tested_shape import takes
 from lmcache_beluga.engines.trouble import logger
 
-LANES = 2
+LANES = 4
 FEWEST_CHUNKS = 2 * LANES
 """Of a load that is divided: with fewer, a lane has nothing to overlap with."""
+STAGING_BYTES = 512 << 20
+"""At most, of all lanes: what a bus of 55 GB/s carries in 10 ms. LMCache's own is part of it."""
+_CHUNKS_OF_A_KERNEL = 4  # LMCache's kernels take no more
 
 _PLAN = "_run_object_group_transfer_plan"
 _MARK = "loads_in_lanes"
@@ -42,28 +55,104 @@ _PARAMETERS = (
 )
 
 
-class _Lane:
-    """An engine's cache as LMCache sees it, with a part of its staging memory only."""
+class _Slot(Protocol):
+    """Staging memory for one chunk."""
 
-    def __init__(self, cache_context: Any, number: int, slots: int) -> None:
+    def kernel_group(self, number: int) -> torch.Tensor: ...
+
+    def object_group(self, number: int) -> torch.Tensor: ...
+
+
+class _LMCachesSlot:
+    """One of those that every cache of LMCache has."""
+
+    def __init__(self, cache_context: Any, number: int) -> None:
+        self._context, self._number = cache_context, number
+
+    def kernel_group(self, number: int) -> torch.Tensor:
+        buffer: torch.Tensor = self._context.get_temp_kernel_group_buffer(self._number, number)
+        return buffer
+
+    def object_group(self, number: int) -> torch.Tensor:
+        buffer: torch.Tensor = self._context.get_temp_object_group_buffer(self._number, number)
+        return buffer
+
+
+class _OwnSlot:
+    """Memory besides, laid out as LMCache's first slot is. ``memory``: flat, of bytes."""
+
+    def __init__(self, cache_context: Any, memory: torch.Tensor) -> None:
+        self._first, self._memory = _LMCachesSlot(cache_context, 0), memory
+        groups = cache_context.kv_layer_groups_manager.object_groups
+        self._object_group_of = {
+            kernel_group: number
+            for number, group in enumerate(groups)
+            for kernel_group in group.kernel_group_indices
+        }
+
+    def kernel_group(self, number: int) -> torch.Tensor:
+        model = self._first.kernel_group(number)
+        whole = self._first.object_group(self._object_group_of[number])
+        begin = model.data_ptr() - whole.data_ptr()
+        return self._memory[begin : begin + model.nbytes].view(model.dtype).view(model.shape)
+
+    def object_group(self, number: int) -> torch.Tensor:
+        return self._memory[: self._first.object_group(number).nbytes]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What lanes of a cache have besides LMCache's staging memory. It must not hold the cache."""
+
+    streams: list[Any]
+    memory: list[torch.Tensor]
+
+    @staticmethod
+    def of(cache_context: Any) -> _Kept:
+        """Takes memory, as far as the GPU has it, and makes streams."""
+        groups = range(len(cache_context.kv_layer_groups_manager.object_groups))
+        size = max(cache_context.get_temp_object_group_buffer(0, group).nbytes for group in groups)
+        chunks = min(STAGING_BYTES // size, LANES * _CHUNKS_OF_A_KERNEL) // LANES * LANES
+        memory: list[torch.Tensor] = []
+        try:
+            for _ in range(chunks - cache_context.max_batch_size):
+                memory.append(torch.empty(size, dtype=torch.uint8, device=cache_context.device))
+        except torch.OutOfMemoryError:
+            memory.clear()
+            logger.info("no %s bytes of GPU memory to load through: loads take longer", size)
+        streams = [torch.cuda.Stream(cache_context.device) for _ in range(LANES)]
+        return _Kept(streams, memory)
+
+    def lanes(self, cache_context: Any) -> list[_Lane]:
+        """As many as there are streams, with as much memory each."""
+        slots: list[_Slot] = [
+            *(_LMCachesSlot(cache_context, n) for n in range(cache_context.max_batch_size)),
+            *(_OwnSlot(cache_context, memory) for memory in self.memory),
+        ]
+        each = len(slots) // LANES
+        return [
+            _Lane(cache_context, stream, slots[number * each : (number + 1) * each])
+            for number, stream in enumerate(self.streams)
+        ]
+
+
+class _Lane:
+    """An engine's cache as LMCache sees it, with staging memory and a stream for one part."""
+
+    def __init__(self, cache_context: Any, stream: Any, slots: Sequence[_Slot]) -> None:
         self._context = cache_context
-        self._first = number * slots
-        self.max_batch_size = slots
+        self._slots = slots
+        self.own_stream = stream
+        self.max_batch_size = len(slots)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 
     def get_temp_kernel_group_buffer(self, slot: int, kernel_group: int) -> torch.Tensor:
-        buffer: torch.Tensor = self._context.get_temp_kernel_group_buffer(
-            self._first + slot, kernel_group
-        )
-        return buffer
+        return self._slots[slot].kernel_group(kernel_group)
 
     def get_temp_object_group_buffer(self, slot: int, object_group: int) -> torch.Tensor:
-        buffer: torch.Tensor = self._context.get_temp_object_group_buffer(
-            self._first + slot, object_group
-        )
-        return buffer
+        return self._slots[slot].object_group(object_group)
 
 
 def load_in_lanes() -> None:
@@ -79,7 +168,7 @@ def load_in_lanes() -> None:
         logger.warning("LMCache's server plans its transfers in another way: loads use one stream")
         return
     to_gpu = object_group_transfer.lmcache_native.TransferDirection.H2D
-    streams: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
+    kept: WeakKeyDictionary[Any, _Kept] = WeakKeyDictionary()
 
     @functools.wraps(stock)
     def plan(
@@ -110,27 +199,26 @@ def load_in_lanes() -> None:
                 skip_first_n_tokens=skip_first_n_tokens,
             )
             return
-        if cache_context not in streams:
-            streams[cache_context] = [torch.cuda.Stream(cache_context.device) for _ in range(LANES)]
-        slots = cache_context.max_batch_size // LANES
+        if cache_context not in kept:
+            kept[cache_context] = _Kept.of(cache_context)
+        lanes = kept[cache_context].lanes(cache_context)
         chunk_tokens = cache_context.lmcache_tokens_per_chunk
         engine_stream = torch.cuda.current_stream(cache_context.device)
         try:
-            for number, stream in enumerate(streams[cache_context]):
-                begin, end = bounds[number : number + 2]
-                stream.wait_stream(engine_stream)
-                with torch.cuda.stream(stream):
+            for lane, (begin, end) in zip(lanes, itertools.pairwise(bounds), strict=True):
+                lane.own_stream.wait_stream(engine_stream)
+                with torch.cuda.stream(lane.own_stream):
                     move(
-                        _Lane(cache_context, number, slots),
+                        lane,
                         _block_ids(cache_context, block_ids_gpu, object_group_id, begin, end),
                         memory_objs[begin:end],
-                        batch_size=slots,
+                        batch_size=lane.max_batch_size,
                         skip_first_n_tokens=max(0, skip_first_n_tokens - begin * chunk_tokens),
                     )
         finally:
             # Also after an error: LMCache takes what was launched for done when this stream is.
-            for stream in streams[cache_context]:
-                engine_stream.wait_stream(stream)
+            for lane in lanes:
+                engine_stream.wait_stream(lane.own_stream)
 
     setattr(plan, _MARK, True)
     setattr(object_group_transfer, _PLAN, plan)

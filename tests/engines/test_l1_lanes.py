@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import inspect
+import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -29,21 +31,16 @@ FROM_GPU = object_group_transfer.lmcache_native.TransferDirection.D2H
 
 
 class Cache:
-    """LMCache's of CPU memory. Writes down which staging memory is used."""
+    """LMCache's of CPU memory."""
 
     def __init__(self) -> None:
         layers = [torch.zeros(2, BLOCKS, BLOCK, HEADS, HEAD_DIM) for _ in range(LAYERS)]
         wrapped = [SimpleNamespace(to_tensor=lambda layer=layer: layer) for layer in layers]
         self._context = CPUCacheContext(wrapped, CHUNK, layout_hints={"kv_layout": "NHD"})
         self.kv = layers
-        self.staged: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
-
-    def get_temp_object_group_buffer(self, slot: int, group: int) -> torch.Tensor:
-        self.staged.append(slot)
-        return self._context.get_temp_object_group_buffer(slot, group)
 
 
 class Streams:
@@ -51,6 +48,8 @@ class Streams:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log: list[str] = []
+        #: Of each part of a load: the addresses of its staging memory.
+        self.staging: list[list[int]] = []
         self.made = 0
         self.engine = self._stream("engine")
         monkeypatch.setattr(torch.cuda, "Stream", self._make)
@@ -76,9 +75,12 @@ class Streams:
 def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
     """Lanes are installed over a plan that LMCache carries out on the CPU."""
 
-    def plan(*args: Any, **kwargs: Any) -> None:
-        object_group_transfer.transfer_kv_per_object_group(*args, **kwargs)
+    def plan(cache: Any, *args: Any, **kwargs: Any) -> None:
+        slots = range(cache.max_batch_size)
+        found.staging.append([cache.get_temp_object_group_buffer(n, 0).data_ptr() for n in slots])
+        object_group_transfer.transfer_kv_per_object_group(cache, *args, **kwargs)
 
+    found = Streams(monkeypatch)
     stock = object_group_transfer._run_object_group_transfer_plan
     plan.__signature__ = inspect.signature(stock)  # type: ignore[attr-defined]
     # The build for CPUs has no native plan, and does the same piece by piece.
@@ -86,7 +88,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
     monkeypatch.setattr(object_group_transfer, "_run_object_group_transfer_plan", plan)
     load_in_lanes()
     monkeypatch.setattr(l1_lanes, "_has_streams", lambda cache_context: True)
-    return Streams(monkeypatch)
+    return found
 
 
 def chunks(count: int) -> list[TensorMemoryObj]:
@@ -125,7 +127,7 @@ def in_one_stream(objs: Any, skipped: int) -> list[torch.Tensor]:
     return cache.kv
 
 
-@pytest.mark.parametrize("count", [FEWEST_CHUNKS, 7, 12])
+@pytest.mark.parametrize("count", [FEWEST_CHUNKS, 11, 16])
 @pytest.mark.parametrize("skipped", [0, BLOCK, CHUNK, 2 * CHUNK + BLOCK])
 def test_every_chunk_arrives(streams: Streams, count: int, skipped: int) -> None:
     cache, objs = Cache(), chunks(count)
@@ -137,25 +139,61 @@ def test_every_chunk_arrives(streams: Streams, count: int, skipped: int) -> None
 
 
 def test_lanes_share_no_staging_memory_and_are_waited_for(streams: Streams) -> None:
+    move(Cache(), chunks(8))
+    assert [len(lane) for lane in streams.staging] == 4 * [4]
+    assert len({address for lane in streams.staging for address in lane}) == 16
+    lanes = [f"lane {number}" for number in range(4)]
+    assert streams.log == [
+        *(line for lane in lanes for line in (f"{lane} waits for engine", f"in {lane}")),
+        *(f"engine waits for {lane}" for lane in lanes),
+    ]
+
+
+@pytest.mark.parametrize(("limit", "slots"), [(9, 2), (7, 1), (1, 1), (1000, 4)])
+def test_staging_memory_has_a_limit(
+    streams: Streams, monkeypatch: pytest.MonkeyPatch, limit: int, slots: int
+) -> None:
+    monkeypatch.setattr(l1_lanes, "STAGING_BYTES", limit * SHAPE.numel() * 4)
+    move(Cache(), chunks(8))
+    assert [len(lane) for lane in streams.staging] == 4 * [slots]
+
+
+def test_a_full_gpu_loads_through_lmcaches_own_staging_memory(
+    streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, objs = Cache(), chunks(8)
+    expected = in_one_stream(objs, 0)
+    empty = torch.empty
+
+    def full(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("dtype") is torch.uint8:
+            raise torch.OutOfMemoryError
+        found: torch.Tensor = empty(*args, **kwargs)
+        return found
+
+    streams.staging.clear()
+    monkeypatch.setattr(torch, "empty", full)
+    move(cache, objs)
+    assert [len(lane) for lane in streams.staging] == 4 * [1]
+    for layer, other in zip(cache.kv, expected, strict=True):
+        assert torch.equal(layer, other)
+
+
+def test_a_cache_that_is_gone_takes_its_staging_memory_along(streams: Streams) -> None:
     cache = Cache()
     move(cache, chunks(8))
-    assert cache.staged == [0, 1, 0, 1, 2, 3, 2, 3]
-    assert streams.log == [
-        "lane 0 waits for engine",
-        "in lane 0",
-        "lane 1 waits for engine",
-        "in lane 1",
-        "engine waits for lane 0",
-        "engine waits for lane 1",
-    ]
+    gone = weakref.ref(cache)
+    del cache
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_cache_keeps_its_streams(streams: Streams) -> None:
     one, other = Cache(), Cache()
     for _ in range(3):
-        move(one, chunks(4))
+        move(one, chunks(8))
     assert streams.made == l1_lanes.LANES
-    move(other, chunks(4))
+    move(other, chunks(8))
     assert streams.made == 2 * l1_lanes.LANES
 
 
@@ -163,7 +201,7 @@ def test_what_was_launched_is_waited_for_after_an_error(streams: Streams) -> Non
     cache, objs = Cache(), chunks(8)
     with pytest.raises(ValueError, match="None"):
         move(cache, [*objs[:6], None, None])
-    assert streams.log[-2:] == ["engine waits for lane 0", "engine waits for lane 1"]
+    assert streams.log[-4:] == [f"engine waits for lane {number}" for number in range(4)]
 
 
 def test_stores_and_short_loads_stay_in_the_engines_stream(streams: Streams) -> None:

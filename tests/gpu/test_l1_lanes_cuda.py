@@ -11,7 +11,7 @@ import torch
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 BLOCK, CHUNK, LAYERS, HEADS, HEAD_DIM = 16, 256, 8, 8, 128
-CHUNKS = 11
+CHUNKS = 23
 BLOCKS = CHUNKS * CHUNK // BLOCK
 SHAPE = (2, LAYERS, CHUNK, HEADS * HEAD_DIM)
 
