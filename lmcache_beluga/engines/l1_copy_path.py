@@ -1,9 +1,21 @@
-"""How LMCache's server copies chunks to a GPU: as wholes, not block by block.
+"""How LMCache's server copies chunks to a GPU: block by block, or as wholes that a kernel spreads.
 
-LMCache 0.5.6 hands the copy engine one entry per layer and block of the paged KV, of 16 or 32 KiB
-for common models; its other way is one copy per chunk to the GPU's memory, where a kernel spreads
-it. On an H200, entries of less than 1 MiB do not reach the speed of the bus: 4.7 GB/s in entries
-of 16 KiB, 30 of 64 KiB, 53 of 1 MiB, where whole chunks get 54 (``beluga bench gpu``).
+Block by block, the copy engine does everything: LMCache 0.5.6 hands it one entry per layer and
+block of the paged KV. A thread takes 0.5 to 1 µs to hand over an entry, so that 4 GiB in entries of
+32 KiB, vLLM's of 16 tokens for common models, may take longer to hand over than to copy. As wholes,
+a chunk is one entry to the GPU's memory, and a kernel spreads it. A kernel of the server's takes
+turns with vLLM's, another process: that costs vLLM's decoding time, and the load some bandwidth
+(``l1_lanes``).
+
+On an H200 (``integration/benchmarks/results/h200-server-copies.txt``; GB/s of 55.3 that one pinned
+copy gets, and milliseconds in which 4 GiB are handed over, whatever the order of blocks):
+
+                              GPU else idle          while vLLM decodes
+    entries of            block by block  as wholes  block by block  as wholes
+     32 KiB (16 tokens)    54.2, 65 ms     53.3       53.8            52.1
+     64 KiB (32 tokens)    54.4, 51 ms                54.1
+    128 KiB (64 tokens)    54.4, 26 ms                54.0
+    256 KiB (128 tokens)   54.5,  9 ms
 
 Stores are left as they are. Nobody waits for them, and a kernel that gathers KV for them takes more
 of the GPU's time from the prompt that is being computed than the copy engine does.
@@ -19,11 +31,12 @@ from lmcache_beluga.engines.tested_shape import takes
 from lmcache_beluga.engines.trouble import logger
 from lmcache_beluga.reservation import Reservation
 
-SMALLEST_ENTRY = 1 << 20
+SMALLEST_ENTRY = 64 << 10
+"""Bytes, to be copied block by block: twice what is copied in the time it takes to hand it over."""
 _PARAMETERS = ("cache_context", "object_group_id", "memory_objs", "block_ids_host")
 
 
-def prefer_whole_chunks() -> None:
+def copy_small_blocks_as_wholes() -> None:
     """Has servers in this process copy whole chunks where entries would be small.
 
     Says so, and changes nothing, when LMCache does not choose as it did when this was tested.

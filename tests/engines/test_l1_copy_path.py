@@ -10,7 +10,7 @@ import pytest
 from lmcache.v1.multiprocess import object_group_transfer
 
 from lmcache_beluga import Pool
-from lmcache_beluga.engines.l1_copy_path import prefer_whole_chunks
+from lmcache_beluga.engines.l1_copy_path import copy_small_blocks_as_wholes
 
 KIB = 1024
 
@@ -29,8 +29,8 @@ def context(*blocks: int) -> Any:
     ("blocks", "direct"),
     [
         ((32 * KIB,), False),
-        ((1024 * KIB,), True),
-        ((1024 * KIB, 16 * KIB), False),
+        ((64 * KIB,), True),
+        ((1024 * KIB, 32 * KIB), False),
     ],
 )
 def test_small_blocks_are_copied_as_wholes(
@@ -42,7 +42,7 @@ def test_small_blocks_are_copied_as_wholes(
         return True
 
     monkeypatch.setattr(object_group_transfer, "direct_transfer_supported", stock)
-    prefer_whole_chunks()
+    copy_small_blocks_as_wholes()
     assert object_group_transfer.direct_transfer_supported(context(*blocks), 0, [], [[1]]) is direct
 
 
@@ -55,7 +55,7 @@ def test_stores_are_left_alone(monkeypatch: pytest.MonkeyPatch, pool_path: Path)
         return True
 
     monkeypatch.setattr(object_group_transfer, "direct_transfer_supported", stock)
-    prefer_whole_chunks()
+    copy_small_blocks_as_wholes()
     Pool.format(pool_path, size=16 << 20)
     with Pool.attach(pool_path) as pool, pool.reserve(KIB) as slot:
         written = SimpleNamespace(hold=slot)
@@ -72,7 +72,7 @@ def test_lmcache_may_still_say_no(monkeypatch: pytest.MonkeyPatch) -> None:
         return False
 
     monkeypatch.setattr(object_group_transfer, "direct_transfer_supported", stock)
-    prefer_whole_chunks()
+    copy_small_blocks_as_wholes()
     assert not object_group_transfer.direct_transfer_supported(context(2048 * KIB), 0, [], [[1]])
 
 
@@ -83,7 +83,7 @@ def test_a_function_that_has_changed_is_left_alone(
         return True
 
     monkeypatch.setattr(object_group_transfer, "direct_transfer_supported", stock)
-    prefer_whole_chunks()
+    copy_small_blocks_as_wholes()
     assert object_group_transfer.direct_transfer_supported is stock
     assert "block by block" in caplog.text
 

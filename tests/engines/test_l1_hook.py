@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,18 +100,19 @@ def test_engines_that_register_otherwise_are_refused(monkeypatch: pytest.MonkeyP
         assert LayoutDescRegistry.register is register_all
 
 
-def test_a_server_spares_the_collector_what_it_imported(
+def test_a_server_spares_loads_the_collector_and_long_turns(
     monkeypatch: pytest.MonkeyPatch, pool: Path
 ) -> None:
-    """Else full collections stop all requests now and then."""
-    frozen = []
+    """Else full collections stop all requests now and then, and lookups stop loads."""
+    frozen, intervals = [], [sys.getswitchinterval()]
 
     def lmcache(arguments: list[str]) -> None:
         storage_manager.L1Manager(config()).close()
         frozen.append(gc.get_freeze_count())
+        intervals.append(sys.getswitchinterval())
 
     monkeypatch.setattr(l1_server, "lmcache", lmcache)
-    monkeypatch.setattr(l1_server, "prefer_whole_chunks", lambda: None)
+    monkeypatch.setattr(l1_server, "copy_small_blocks_as_wholes", lambda: None)
     monkeypatch.setattr(l1_server, "load_in_lanes", lambda: None)
     monkeypatch.setattr(l1_server, "fail_lost_loads", lambda lost_leases: None)
     monkeypatch.setattr(l1_server, "take_back_lost_stores", lambda: None)
@@ -118,4 +120,6 @@ def test_a_server_spares_the_collector_what_it_imported(
         l1_server.serve(dataclasses.replace(Settings.from_environ(), pool=pool, size=16 << 20), [])
     finally:
         gc.unfreeze()
+        sys.setswitchinterval(intervals[0])
     assert frozen[0] > 100_000
+    assert intervals[1] < 0.1 * intervals[0] + 1e-9, "loads wait for lookups"
