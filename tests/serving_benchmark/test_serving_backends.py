@@ -62,7 +62,7 @@ def never_started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str],
 
 
 def started(name: str, settings: Settings, folder: Path) -> Backend:
-    (folder / name).mkdir()
+    (folder / name).mkdir(parents=True)
     backend = BACKENDS[name](settings, folder / name, ports_from(0), (0, 1))
     backend.start()
     return backend
@@ -183,6 +183,20 @@ def test_mooncake_gets_its_network(settings: Settings, tmp_path: Path, never_sta
     setup = MooncakeStoreConfig.load_from_lmcache_config(config).setup_config
     assert (setup["protocol"], setup["device_name"]) == ("rdma", "mlx5_0")
     assert setup["master_server_addr"] == setup["master_server_address"]
+
+
+@pytest.mark.parametrize("name", IN_PROCESS)
+def test_with_graphs_lmcaches_connector_is_mended_but_for_the_pool(
+    settings: Settings, tmp_path: Path, never_started: Any, name: str
+) -> None:
+    """Nothing that is not loaded can be compared; the pool has to see to it itself."""
+    graphs = dataclasses.replace(settings, eager=False)
+    for given, mended in ((settings, False), (graphs, name != "beluga")):
+        backend = started(name, given, tmp_path / ("eager" if given.eager else "graphs"))
+        transfer = backend.setup(0).kv_transfer
+        assert transfer is not None
+        assert ("kv_connector_module_path" in transfer) == mended, given.eager
+        backend.close()
 
 
 def test_vllm_differs_by_its_connector_alone(settings: Settings) -> None:

@@ -214,6 +214,19 @@ def test_bus_floor_and_use() -> None:
     assert not [one for one in bars(Rows(made), PER_TOKEN, None) if "bus" in one.what]
 
 
+@pytest.mark.parametrize("backend", ["cpu", "beluga"])
+def test_hits_faster_than_the_bus_are_no_hits(backend: str) -> None:
+    """LMCache in process has been seen to load nothing, and to count it as loaded."""
+    found = bars(
+        Rows([phase(backend, "all-hit 32K", [0.4], hit=1.0, reuse=1.0)]),
+        PER_TOKEN,
+        32768 * PER_TOKEN / 1e9,
+    )
+    floor = bar(found, f"all-hit TTFT, as a multiple of the bus floor: {backend}")
+    assert floor.holds is False
+    assert "not everything was loaded" in floor.note
+
+
 def test_bus_use_of_two_repetitions_is_between_them() -> None:
     made = [
         phase("beluga-mp", "burst 8", [took] * 8, at_once=True, hit=1.0, reuse=1.0, repeat=repeat)

@@ -128,6 +128,15 @@ def test_an_instance_that_only_stores_may_have_less_memory(run: Run, tmp_path: P
     assert given == [str(4 << 30), str(1 << 30), str(4 << 30)], "private 0, shared 0, shared 1"
 
 
+def test_hits_are_repeated_where_something_is_cached(run: Run) -> None:
+    document = run("none,private", "--workloads", "documents", "--hits", "3", "--bursts", "0")
+    asked = {
+        name: [len(row.answers) for row in rows(document, name).values()][:2]
+        for name in ("none", "private")
+    }
+    assert asked == {"none": [3, 3], "private": [3, 9]}, "populate and all-hit of 3 prompts"
+
+
 def test_hits_that_did_not_hit_are_flagged(run: Run) -> None:
     # The instances of the stand-in share nothing, whatever the backend says.
     document = run("shared")

@@ -130,6 +130,14 @@ def test_documents_are_stored_by_one_and_hit_by_the_other(scale: Scale) -> None:
         assert all(r.arrival_s is None and r.reused_tokens == 200 for r in burst.requests)
 
 
+def test_hits_one_at_a_time_can_be_repeated(scale: Scale) -> None:
+    hits = made("documents", replace(scale, hits=3))[1]
+
+    prompts = [request.prompt for request in hits.requests]
+    assert prompts == 3 * prompts[: scale.count]
+    assert hits.recomputed == scale.count, "what is computed anyway need not be asked again"
+
+
 def test_hits_arrive_in_the_middle_of_an_answer(scale: Scale) -> None:
     phase = made("burst", scale)[-1]
     decoding, *hits = phase.requests

@@ -134,6 +134,13 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--output-tokens", default=8, show_default=True, type=click.IntRange(min=1))
 @click.option("--count", type=click.IntRange(min=1), help="Prompts of each length.")
 @click.option(
+    "--hits",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="How often each is asked for again, one at a time.",
+)
+@click.option(
     "--bursts",
     default="8,32",
     show_default=True,
@@ -267,6 +274,7 @@ def _prepare(options: dict[str, Any], say: Any) -> tuple[Settings, list[Planned]
         output_tokens=options["output_tokens"],
         quick=options["quick"],
         count=options["count"] or (1 if options["quick"] else 3),
+        hits=options["hits"],
         bursts=options["bursts"],
         trace=options["trace"],
         replay=_replay(options),
@@ -344,7 +352,7 @@ def _file(options: dict[str, Any], settings: Settings) -> ResultFile:
     workload = {
         name: options[name]
         for name in (
-            *("lengths", "output_tokens", "count", "bursts", "seed", "quick", "repeats"),
+            *("lengths", "output_tokens", "count", "hits", "bursts", "seed", "quick", "repeats"),
             "together",
         )
     }

@@ -125,6 +125,8 @@ class Deployment:
         Raises:
             PhaseCutShort: it took longer than ``limit_s``.
         """
+        if not self.backend.caches and phase.recomputed is not None:
+            phase = replace(phase, requests=phase.requests[: phase.recomputed])
         asked = [phase.instance] if exactly and phase.instance is not None else self.asked(phase)
         cpu, tokens, moved = self._cpu(), self._tokens(), self.backend.moved()
         urls = [self._engines[n].url if n in self._engines else "" for n in self._all]

@@ -26,9 +26,18 @@ IN_PROCESS = {
 IN_PROCESS_ON_CPU = IN_PROCESS | {"kv_connector_module_path": "lmcache_on_cpu"}
 
 
-def in_process(settings: Settings) -> dict[str, Any]:
-    """vLLM's ``--kv-transfer-config`` for LMCache in process."""
-    return IN_PROCESS_ON_CPU if settings.cpu else IN_PROCESS
+#: LMCache 0.5.6 loads nothing before vLLM replays graphs: see in_vllm.
+IN_PROCESS_BEFORE_GRAPHS = IN_PROCESS | {"kv_connector_module_path": "lmcache_before_graphs"}
+
+
+def in_process(settings: Settings, mended: bool = True) -> dict[str, Any]:
+    """vLLM's ``--kv-transfer-config`` for LMCache in process.
+
+    ``mended``: for what cannot be measured as it is; False where the backend itself sees to it.
+    """
+    if settings.cpu:
+        return IN_PROCESS_ON_CPU
+    return IN_PROCESS_BEFORE_GRAPHS if mended and not settings.eager else IN_PROCESS
 
 
 def through_server(settings: Settings, port: int) -> dict[str, Any]:

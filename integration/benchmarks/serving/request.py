@@ -36,5 +36,8 @@ class Phase:
     instance: int | None = None
     #: False: it warms something up, or fills a cache, and has no row.
     measured: bool = True
+    #: The first so many are enough where nothing is cached: the others are the same prompts again.
+    #: None: all.
+    recomputed: int | None = None
     #: What plots draw it over: ``{"tokens": 32768}`` or ``{"reuse": 0.5}``, for instance.
     axes: dict[str, float] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from .measured import PhaseResult
 #: was asked.
 PER_RUN = (
     *("first_port", "start_s", "settle_s", "python", "together"),
-    *("lengths", "count", "bursts", "repeats", "seed", "max_model_len"),
+    *("lengths", "count", "hits", "bursts", "repeats", "seed", "max_model_len"),
 )
 #: Those of one backend, whose rows a run replaces.
 _PER_BACKEND = ("mooncake_protocol", "mooncake_device")

@@ -52,13 +52,14 @@ def populate(workload: str, documents: Documents) -> Phase:
     )
 
 
-def all_hit(workload: str, documents: Documents) -> Phase:
-    """Each again, one at a time, on instance 1."""
+def all_hit(workload: str, documents: Documents, times: int) -> Phase:
+    """Each again, so many times, one at a time, on instance 1."""
     return Phase(
         workload,
         f"all-hit {length_name(documents.length)}",
-        documents.again,
+        documents.cycled(times * len(documents.again)),
         instance=1,
+        recomputed=len(documents.again),
         axes={"tokens": float(documents.length), "concurrency": 1.0, "reuse": 1.0},
     )
 

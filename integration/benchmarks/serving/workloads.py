@@ -27,6 +27,8 @@ class Scale:
     quick: bool = False
     #: Prompts of each length, and requests at once in bursts.
     count: int = 1
+    #: How often each document is asked for again where that is one at a time.
+    hits: int = 1
     bursts: tuple[int, ...] = (8, 32)
     trace: Path | None = None
     #: Fields of the trace's ``Replay`` that were given.

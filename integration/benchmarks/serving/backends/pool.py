@@ -79,7 +79,9 @@ class InProcess(PoolBackend):
             "beluga.size": self.settings.pool_bytes,
             "beluga.prefault": self.settings.prefault,
         }
-        return EngineSetup(in_process(self.settings), file | own | {"extra_config": extra})
+        return EngineSetup(
+            in_process(self.settings, mended=False), file | own | {"extra_config": extra}
+        )
 
 
 class ThroughServers(PoolBackend):
