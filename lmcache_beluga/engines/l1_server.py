@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,12 @@ from lmcache_beluga.engines.l1_lost_loads import fail_lost_loads
 from lmcache_beluga.engines.l1_lost_stores import take_back_lost_stores
 from lmcache_beluga.engines.l1_options import OVERRIDING, parse
 from lmcache_beluga.engines.trouble import log_as_lmcache
+from lmcache_beluga.engines.turns import take_turns_quickly
 from lmcache_beluga.errors import KeySchemeError, UnsupportedError
 from lmcache_beluga.pool import Pool
 
 #: LMCache gives the segments that engines map a name that begins so, whatever it is told.
 SEGMENT = "lmcache_l1_pool_"
-SWITCH_S = 0.0005
 _SHM = Path("/dev/shm")
 _COPIES_GB = 4.0
 _NO_COPIES_GB = 1 / 1024
@@ -63,18 +62,12 @@ def serve(settings: Settings, arguments: Sequence[str]) -> None:
         l1_hook.install(make)
         copy_small_blocks_as_wholes()
         load_in_lanes()
-        _take_turns_quickly()
+        take_turns_quickly()
         fail_lost_loads(lambda: sum(l1.lost_leases for l1 in made))
         take_back_lost_stores()
         lmcache(["server", *arguments, *more])
     finally:
         pool.close()
-
-
-def _take_turns_quickly() -> None:
-    """Has a load wait less for lookups that came at the same time. Python lets a thread compute for
-    5 ms before another gets its turn; one that launches copies asks for its turn after each."""
-    sys.setswitchinterval(SWITCH_S)
 
 
 def _spare_collector() -> None:

@@ -27,6 +27,7 @@ KUBERNETES = "1.32"
 
 #: Of `vllm serve` in vLLM 0.25.1: its vllm/engine/arg_utils.py and entrypoints/openai/cli_args.py.
 VLLM_FLAGS = {
+    "--block-size",
     "--gpu-memory-utilization",
     "--host",
     "--kv-transfer-config",
