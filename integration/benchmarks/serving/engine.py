@@ -40,11 +40,15 @@ def in_process(settings: Settings, mended: bool = True) -> dict[str, Any]:
     return IN_PROCESS_BEFORE_GRAPHS if mended and not settings.eager else IN_PROCESS
 
 
-def through_server(settings: Settings, port: int) -> dict[str, Any]:
-    """vLLM's ``--kv-transfer-config`` for a server of LMCache's on this machine."""
+def through_server(settings: Settings, port: int, module: str = "") -> dict[str, Any]:
+    """vLLM's ``--kv-transfer-config`` for a server of LMCache's on this machine.
+
+    ``module``: that has the connector, where it is not vLLM's own.
+    """
     there = {"lmcache.mp.host": f"tcp://{HOST}", "lmcache.mp.port": port}
     return IN_PROCESS | {
         "kv_connector": "LMCacheMPConnector",
+        **({"kv_connector_module_path": module} if module else {}),
         "kv_connector_extra_config": settings.connector | there,
     }
 

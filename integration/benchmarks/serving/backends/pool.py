@@ -105,7 +105,8 @@ class ThroughServers(PoolBackend):
             child.wait_until(partial(answers, http, "/healthcheck"), deadline)
 
     def setup(self, instance: int) -> EngineSetup:
-        return EngineSetup(through_server(self.settings, self._ports[instance][0]))
+        port = self._ports[instance][0]
+        return EngineSetup(through_server(self.settings, port, "lmcache_beluga.engines.vllm_mp"))
 
 
 def server_options(backend: Backend, port: int, http_port: int) -> list[str]:
