@@ -32,7 +32,7 @@ from lmcache_beluga.engines.trouble import logger
 from lmcache_beluga.reservation import Reservation
 
 SMALLEST_ENTRY = 64 << 10
-"""Bytes, to be copied block by block: twice what is copied in the time it takes to hand it over."""
+"""Bytes, to be copied block by block: on the bus for longer than handing over takes."""
 _PARAMETERS = ("cache_context", "object_group_id", "memory_objs", "block_ids_host")
 
 
