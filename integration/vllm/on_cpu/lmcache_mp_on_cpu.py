@@ -1,6 +1,6 @@
-"""LMCacheMPConnector as users configure it. To import it is to import LMCache, which vLLM 0.32 on the
-CPU does not survive: it takes an attribute of llvmlite's for a kernel, and asks it for more (see
-lmcache_on_cpu.py)."""
+"""LMCacheMPConnector as users configure it. To import it is to import LMCache, which vLLM 0.32 on
+the CPU does not survive: it takes an attribute of llvmlite's for a kernel, and asks it for more
+(see lmcache_on_cpu.py)."""
 
 from __future__ import annotations
 
