@@ -377,6 +377,9 @@ def test_a_host_that_wants_room_says_so(hosts: list[Pool], path: Path) -> None:
     for key in keys("new", 100):
         hosts[1].put(key, payload(key))
     assert Pool.hosts(path)[1].pressure > 0
+    hosts[1].close()
+    left = Pool.hosts(path)[1]
+    assert left.left and left.pressure == 0, "others would evict for a host that is not there"
     assert any(held)
 
 

@@ -44,9 +44,11 @@ class Heartbeat {
     return beat(context_.now_ms(), pressure, coldest_age_ms);
   }
 
-  /// Tells the others, at an orderly end of the host's last process, that nobody beats here any more.
+  /// Tells the others, at an orderly end of the host's last process, that nobody beats here any more, or can use what
+  /// they would evict for it: until dead_after, it is taken for alive.
   void leave() {
     HostHeartbeat& beat = context_.pool->host(context_.host)->heartbeat;
+    V::store(&beat.pressure, std::uint32_t{0});
     V::store(&beat.left, std::uint32_t{1});
     V::confirm(Point::heartbeat, &beat, kLine);
   }
