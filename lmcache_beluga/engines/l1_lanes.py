@@ -79,16 +79,18 @@ class _LMCachesSlot:
 
 
 class _OwnSlot:
-    """Memory besides, laid out as LMCache's first slot is. ``memory``: flat, of bytes."""
+    """Memory besides, laid out as LMCache's first slot is.
 
-    def __init__(self, cache_context: Any, memory: torch.Tensor) -> None:
+    Args:
+        memory: flat, of bytes.
+        object_group_of: each kernel group.
+    """
+
+    def __init__(
+        self, cache_context: Any, memory: torch.Tensor, object_group_of: dict[int, int]
+    ) -> None:
         self._first, self._memory = _LMCachesSlot(cache_context, 0), memory
-        groups = cache_context.kv_layer_groups_manager.object_groups
-        self._object_group_of = {
-            kernel_group: number
-            for number, group in enumerate(groups)
-            for kernel_group in group.kernel_group_indices
-        }
+        self._object_group_of = object_group_of
 
     def kernel_group(self, number: int) -> torch.Tensor:
         model = self._first.kernel_group(number)
@@ -125,9 +127,14 @@ class _Kept:
 
     def lanes(self, cache_context: Any) -> list[_Lane]:
         """As many as there are streams, with as much memory each."""
+        object_group_of = {
+            kernel_group: number
+            for number, group in enumerate(cache_context.kv_layer_groups_manager.object_groups)
+            for kernel_group in group.kernel_group_indices
+        }
         slots: list[_Slot] = [
             *(_LMCachesSlot(cache_context, n) for n in range(cache_context.max_batch_size)),
-            *(_OwnSlot(cache_context, memory) for memory in self.memory),
+            *(_OwnSlot(cache_context, memory, object_group_of) for memory in self.memory),
         ]
         each = len(slots) // LANES
         return [
