@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lmcache.v1.memory_management import MemoryFormat, MemoryObjMetadata, TensorMemoryObj
@@ -35,7 +35,7 @@ NBYTES = SHAPE.numel() * 2
 ROUNDS, STAGING_MIB = 3, (128, 256, 512, 1024)
 
 
-def decode(told: Path) -> None:
+def decode(told: Path) -> NoReturn:
     """The other process: says how long a token takes, until it is killed."""
     width, layers = 8192, 100
     weights = [
@@ -150,10 +150,10 @@ def cases(objs: list[TensorMemoryObj], block: int, told: Path | None) -> None:
         measure(f"{name} direct", context.stream, direct, told)
     in_lanes = server._run_object_group_transfer_plan
     stock = in_lanes.__wrapped__
-    ids = [orders["random"].to("cuda:0")]
+    scattered = [orders["random"].to("cuda:0")]
 
     def plan(run: Any, context: Any) -> Callable[[], None]:
-        return lambda: run(context, ids, objs, 0, 4, 0, to_gpu, transfer_key="copies")
+        return lambda: run(context, scattered, objs, 0, 4, 0, to_gpu, transfer_key="copies")
 
     name = f"{busy}block {block} random"
     measure(f"{name} one stream", context.stream, plan(stock, context), told)
@@ -186,4 +186,5 @@ def main() -> None:
 if __name__ == "__main__":
     if len(sys.argv) == 2:
         decode(Path(sys.argv[1]))
-    main()
+    else:
+        main()

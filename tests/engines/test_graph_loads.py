@@ -36,7 +36,7 @@ def connector(monkeypatch: pytest.MonkeyPatch) -> type[Connector]:
         start_load_kv = Connector.start_load_kv
 
     module = ModuleType(NAME)
-    module.LMCacheConnectorV1Impl = Fresh  # type: ignore[attr-defined]
+    vars(module)["LMCacheConnectorV1Impl"] = Fresh
     monkeypatch.setitem(sys.modules, NAME, module)
     return Fresh
 

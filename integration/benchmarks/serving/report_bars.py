@@ -99,14 +99,16 @@ def _floors(rows: Rows, bytes_per_token: int, bus_gbps: float) -> Iterator[Bar]:
             continue
         floor = tokens * bytes_per_token / (bus_gbps * 1e9)
         value, limited = row.ttft_p50 / floor, row.backend in POOLS
-        loaded = value >= 1  # else something that was not there has been computed with
+        holds, note = (value <= 1.25 if limited else None), ""
+        if value < 1:  # something that was not there has been computed with
+            holds, note = False, "faster than the bus: not everything was loaded"
         yield Bar(
             f"all-hit TTFT, as a multiple of the bus floor: {row.backend}",
             _phase(row),
             f"{value:.2f}x of {floor * 1e3:.1f} ms",
             "<= 1.25x" if limited else "",
-            loaded and value <= 1.25 if limited or not loaded else None,
-            "" if loaded else "faster than the bus: not everything was loaded",
+            holds,
+            note,
         )
 
 

@@ -8,6 +8,6 @@ import llvmlite.binding.ffi
 
 llvmlite.binding.ffi._lib_fn_wrapper.get = lambda self, *_: None
 
-from lmcache_beluga.engines.vllm_mp import LMCacheMPConnector  # noqa: E402
+from lmcache_beluga.engines.vllm_mp import LMCacheMPConnector  # noqa: E402  after the line before
 
 __all__ = ["LMCacheMPConnector"]
