@@ -426,6 +426,12 @@ class Pool:
         extent may only be registered while a view or a reservation in it is held."""
         return self._native.hold_pages()
 
+    def note_kept(self, extent: int) -> None:
+        """Says that all memory of an extent is there and stays: :meth:`hold_pages` was True, or the
+        pool is on a device. Slots there then need not ask the kernel for it, which takes 0.6 ms per
+        32 MiB even so. Raises InvalidArgumentError for a number that no extent has."""
+        self._native.note_kept(extent)
+
     def stats(self) -> dict[str, int]:
         """Counters of this host since it recovered, and gauges of its part of the pool. Walks all
         its slots.

@@ -99,6 +99,8 @@ class Registration:
                 )
                 return False
             self._registered[extent] = address
+            if self._lasting:
+                self._pool.note_kept(extent)
             return True
 
     def begin_ahead(self, everything: bool = False) -> None:

@@ -266,6 +266,12 @@ void bind_pool(nb::module_& m) {
              nb::gil_scoped_release unlocked;
              return p->hold_pages();
            })
+      .def("note_kept",
+           [](const PoolPtr& p, std::uint32_t extent) {
+             const PoolMemory& memory = *p->context().pool;
+             if (extent >= memory.sb().extents) throw Error(ErrorKind::invalid_argument, "no such extent");
+             memory.note_kept(extent);
+           }, "extent"_a)
       .def("lend", [](const PoolPtr& p, std::uint32_t ms) { p->lend(ms); }, "ms"_a)
       .def("extent_of",
            [](const PoolPtr& p, std::uint32_t slot) {

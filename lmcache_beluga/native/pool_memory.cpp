@@ -9,7 +9,10 @@ constexpr std::uint64_t kHugeWorthwhile = std::uint64_t{1} << 28;
 }
 
 PoolMemory::PoolMemory(std::vector<std::shared_ptr<Mapping>> devices, const Superblock& checked)
-    : devices_(std::move(devices)), sb_(checked), base_(devices_[0]->base()) {
+    : devices_(std::move(devices)),
+      sb_(checked),
+      base_(devices_[0]->base()),
+      kept_(std::make_unique<std::atomic<bool>[]>(checked.extents)) {
   for (std::uint32_t d = 0; d < sb_.device_count; ++d) {
     const DeviceEntry& entry = sb_.devices[d];
     const std::uint64_t bytes = std::uint64_t{entry.extents} * sb_.extent_size;
@@ -55,8 +58,12 @@ void reserve_range(const Mapping& device, std::uint64_t offset, std::uint64_t by
 }
 
 void PoolMemory::reserve_payload(std::uint32_t extent, std::uint64_t from, std::uint64_t to) const {
-  if (devices_.empty()) return;
+  if (devices_.empty() || kept_[extent].load(std::memory_order_relaxed)) return;
   reserve_range(*devices_[device_of(extent)], payload_offset(extent) + from, to - from);
+}
+
+void PoolMemory::note_kept(std::uint32_t extent) const noexcept {
+  kept_[extent].store(true, std::memory_order_relaxed);
 }
 
 void PoolMemory::punch_payload(std::uint32_t extent) const {

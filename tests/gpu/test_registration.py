@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from recording_runtime import RecordingRuntime
 
+from lmcache_beluga.errors import InvalidArgumentError
 from lmcache_beluga.gpu import registration as registration_module
 from lmcache_beluga.gpu.registration import Registration
 from lmcache_beluga.pool import Pool
@@ -144,6 +145,36 @@ def test_nothing_is_registered_ahead_where_others_take_pages_away(
         time.sleep(0.2)
         assert runtime.calls == []
         registration.close()
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_memory_that_is_locked_and_stays_is_not_asked_for_again(
+    pool_path: Path, hosts: int
+) -> None:
+    """Half a millisecond for each chunk of 32 MiB otherwise. The stand-in makes no pages.
+
+    With other hosts, they may take them away from an extent that this one does not use.
+    """
+    big = 64 << 20  # storage is asked for a step of 32 MiB at a time
+    Pool.format(pool_path, size=4 * big, extent_size=big, chunk_hint=big // 4, max_hosts=hosts)
+    with Pool.attach(pool_path) as pool:
+        registration = Registration(pool, RecordingRuntime())
+        slots = [pool.reserve(big // 4)]
+        assert registration.covers(slots[0])
+        before = pool_path.stat().st_blocks
+        while len(slots) < 4:
+            slots.append(pool.reserve(big // 4))
+        assert len({pool.extent_of(slot.slot) for slot in slots}) == 1
+        grown = (pool_path.stat().st_blocks - before) * 512
+        assert grown == (0 if hosts == 1 else big // 2)
+        for slot in slots:
+            slot.abort()
+        registration.close()
+
+
+def test_only_extents_are_kept(pool: Pool) -> None:
+    with pytest.raises(InvalidArgumentError, match="extent"):
+        pool.note_kept(pool.info.extents)
 
 
 def test_pages_stay_while_a_device_holds_them(pool: Pool, pool_path: Path) -> None:
