@@ -81,6 +81,7 @@ class GpuPipeline:
             if stages is None or self._copies is None:
                 return False
             copies, kernels = self._copies, connector.load_stream
+            kwargs = _told_once(connector, kwargs)
             with _waiting_for(copies, kernels):
                 for stage, obj, start, end in zip(stages, objs, starts, ends, strict=False):
                     chunk = obj.bytes_in_use
@@ -111,6 +112,7 @@ class GpuPipeline:
             if stages is None or self._copies is None:
                 return False
             copies, kernels = self._copies, connector.store_stream
+            kwargs = _told_once(connector, kwargs)
             kernels.wait_stream(torch.cuda.current_stream())
             with _waiting_for(kernels, copies):
                 for stage, obj, start, end in zip(stages, objs, starts, ends, strict=False):
@@ -143,6 +145,16 @@ class GpuPipeline:
                 )
                 return None
         return _round_and_round(self._stages)
+
+
+def _told_once(connector: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments for the connector, which knows the paged KV from now on.
+
+    It would look at the strides of every layer again with each chunk that is given it along: 0.3 ms
+    for 32 layers, half of what the bus takes for a chunk of 32 MiB.
+    """
+    connector.initialize_kvcaches_ptr(**kwargs)
+    return {name: value for name, value in kwargs.items() if name != "kvcaches"}
 
 
 def _round_and_round(stages: list[_Stage]) -> Iterator[_Stage]:

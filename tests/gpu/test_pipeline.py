@@ -88,14 +88,21 @@ class Connector:
         self.store_stream = cuda.Stream("kernels")
         self.loaded: list[int] = []
         self.fails_at: int | None = None
+        self.told: list[Any] = []
+
+    def initialize_kvcaches_ptr(self, **kwargs: Any) -> None:
+        if "kvcaches" in kwargs:
+            self.told.append(kwargs["kvcaches"])
 
     def to_gpu(self, obj: Any, start: int, end: int, **kwargs: Any) -> None:
+        self.initialize_kvcaches_ptr(**kwargs)
         if start == self.fails_at:
             raise RuntimeError("launch failed")
         self._cuda.log.append(("kernel", self._cuda.entered[-1]))
         self.loaded.append(int(obj.tensor.view(torch.uint8).flatten()[0]))
 
     def from_gpu(self, obj: Any, start: int, end: int, **kwargs: Any) -> None:
+        self.initialize_kvcaches_ptr(**kwargs)
         self._cuda.log.append(("kernel", "kernels"))
         obj.tensor.fill_(start)
         obj.metadata.fmt = MemoryFormat.KV_MLA_FMT
@@ -142,6 +149,15 @@ def test_what_is_stored_has_arrived(cuda: Cuda) -> None:
     assert all(chunk.metadata.fmt is MemoryFormat.KV_MLA_FMT for chunk in chunks)
     assert steps(cuda, "kernels")[1:-1] == ["wait", "kernel", "record"] * CHUNKS
     assert steps(cuda, "copies") == ["wait", "record"] * CHUNKS + ["synchronize"]
+
+
+def test_the_connector_is_told_the_paged_kv_once(cuda: Cuda) -> None:
+    """LMCache's looks at every layer whenever it is: that takes as long as half a chunk."""
+    connector = Connector(cuda)
+    GpuPipeline(0).load(connector, *moves(), kvcaches="layers", slot_mapping=None)
+    assert connector.told == ["layers"]
+    GpuPipeline(0).store(connector, *moves(), kvcaches="moved", slot_mapping=None)
+    assert connector.told == ["layers", "moved"]
 
 
 def test_slots_are_not_given_back_while_a_copy_runs(cuda: Cuda) -> None:
