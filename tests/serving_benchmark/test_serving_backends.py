@@ -207,6 +207,14 @@ def test_vllm_differs_by_its_connector_alone(settings: Settings) -> None:
     assert alone[alone.index("--load-format") + 1] == "dummy"
 
 
+def test_several_api_servers_need_the_command(settings: Settings) -> None:
+    """The module that one API server runs takes the option, and starts one all the same."""
+    line = command(dataclasses.replace(settings, api_servers=4), 1)
+    assert line[1:5] == ["-m", "vllm.entrypoints.cli.main", "serve", str(settings.model)]
+    assert line[line.index("--api-server-count") + 1] == "4"
+    assert "--api-server-count" not in command(settings, 1)
+
+
 def test_kv_of_a_token(model: Path) -> None:
     assert kv_bytes_per_token(model) == 2 * 2 * 2 * 64 * 2
     latent = {"num_hidden_layers": 3, "kv_lora_rank": 512, "qk_rope_head_dim": 64}

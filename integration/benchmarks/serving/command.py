@@ -209,6 +209,13 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--block-size", type=int, help="Of vLLM.  [vLLM's; with --cpu 128]")
 @click.option("--load-format", default="dummy", show_default=True)
 @click.option("--prefix-caching", is_flag=True, help="vLLM's own too, in the GPU's memory.")
+@click.option(
+    "--api-servers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Processes of each instance that read requests; vLLM's --api-server-count.",
+)
 @click.option("--cuda-graphs", is_flag=True, help="Without vLLM's --enforce-eager.")
 @click.option("--cpu", is_flag=True, help="vLLM without a GPU: a rehearsal, with a tiny model.")
 @click.option("--port", default=18500, show_default=True, help="The first; 0: any.")
@@ -307,6 +314,7 @@ def _prepare(options: dict[str, Any], say: Any) -> tuple[Settings, list[Planned]
         block_size=options["block_size"],
         eager=not options["cuda_graphs"],
         prefix_caching=options["prefix_caching"],
+        api_servers=options["api_servers"],
         vllm_args=tuple(shlex.split(options["vllm_args"])),
         connector=options["connector_config"],
         chunk=options["chunk_size"],

@@ -134,11 +134,15 @@ def command(
 ) -> list[str]:
     """``vllm serve``, the same for all backends but for its connector.
 
-    By the module that it runs: the command asks for the version of a package named vllm, which
-    builds for CPUs do not have.
+    By the module that it runs, which starts one API server: the command asks for the version of a
+    package named vllm, which builds for CPUs do not have. Several need the command.
     """
-    line = [settings.python, "-m", "vllm.entrypoints.openai.api_server"]
-    line += ["--model", str(settings.model)]
+    model = str(settings.model)
+    if settings.api_servers == 1:
+        line = [settings.python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    else:
+        line = [settings.python, "-m", "vllm.entrypoints.cli.main", "serve", model]
+        line += ["--api-server-count", str(settings.api_servers)]
     line += ["--host", HOST, "--port", str(port), "--served-model-name", MODEL_NAME]
     line += ["--skip-tokenizer-init", "--generation-config", "vllm", "--seed", "0"]
     line += ["--dtype", "bfloat16", "--load-format", settings.load_format]

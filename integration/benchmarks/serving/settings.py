@@ -46,6 +46,8 @@ class Settings:
     block_size: int = 0
     eager: bool = True
     prefix_caching: bool = False
+    #: Processes of an instance that take requests from HTTP and hand them to its engine.
+    api_servers: int = 1
     vllm_args: tuple[str, ...] = ()
     #: Of LMCache's connector to its servers, over what a run needs.
     connector: dict[str, Any] = field(default_factory=dict)
