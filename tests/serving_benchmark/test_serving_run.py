@@ -130,11 +130,19 @@ def test_an_instance_that_only_stores_may_have_less_memory(run: Run, tmp_path: P
 
 def test_hits_are_repeated_where_something_is_cached(run: Run) -> None:
     document = run("none,private", "--workloads", "documents", "--hits", "3", "--bursts", "0")
-    asked = {
-        name: [len(row.answers) for row in rows(document, name).values()][:2]
-        for name in ("none", "private")
-    }
-    assert asked == {"none": [3, 3], "private": [3, 9]}, "populate and all-hit of 3 prompts"
+    asked: dict[str, list[int]] = {"none": [], "private": []}
+    for phase in document["phases"]:
+        if phase["name"] in ("populate 512", "all-hit 512"):
+            asked[phase["backend"]].append(len(phase["answers"]))
+    assert asked == {"none": [3, 3], "private": [3, 3, 3, 3]}, "populate and all-hit of 3 prompts"
+
+
+def test_backends_that_run_together_take_turns_at_hits(run: Run) -> None:
+    """So that what drifts on the machine meets all of them."""
+    options = ("--workloads", "documents", "--hits", "2", "--bursts", "0", "--together")
+    document = run("private,shared", *options)
+    turns = [phase["backend"] for phase in document["phases"] if phase["name"] == "all-hit 512"]
+    assert sorted(turns[:2]) == sorted(turns[2:]) == ["private", "shared"]
 
 
 def test_hits_that_did_not_hit_are_flagged(run: Run) -> None:

@@ -131,11 +131,14 @@ def test_documents_are_stored_by_one_and_hit_by_the_other(scale: Scale) -> None:
 
 
 def test_hits_one_at_a_time_can_be_repeated(scale: Scale) -> None:
-    hits = made("documents", replace(scale, hits=3))[1]
+    stored, *hits = made("documents", replace(scale, hits=3))[:4]
 
-    prompts = [request.prompt for request in hits.requests]
-    assert prompts == 3 * prompts[: scale.count]
-    assert hits.recomputed == scale.count, "what is computed anyway need not be asked again"
+    prompts = [request.prompt for request in stored.requests]
+    assert [[request.prompt for request in hit.requests] for hit in hits] == 3 * [prompts]
+    assert len({hit.name for hit in hits}) == 1, "they are one row"
+    assert [hit.recomputed for hit in hits] == [scale.count, 0, 0], (
+        "what is computed anyway need not be asked again"
+    )
 
 
 def test_hits_arrive_in_the_middle_of_an_answer(scale: Scale) -> None:

@@ -37,7 +37,7 @@ class Phase:
     #: False: it warms something up, or fills a cache, and has no row.
     measured: bool = True
     #: The first so many are enough where nothing is cached: the others are the same prompts again.
-    #: None: all.
+    #: None: all. 0: the phase is passed over there.
     recomputed: int | None = None
     #: What plots draw it over: ``{"tokens": 32768}`` or ``{"reuse": 0.5}``, for instance.
     axes: dict[str, float] = field(default_factory=dict)

@@ -52,16 +52,20 @@ def populate(workload: str, documents: Documents) -> Phase:
     )
 
 
-def all_hit(workload: str, documents: Documents, times: int) -> Phase:
-    """Each again, so many times, one at a time, on instance 1."""
-    return Phase(
-        workload,
-        f"all-hit {length_name(documents.length)}",
-        documents.cycled(times * len(documents.again)),
-        instance=1,
-        recomputed=len(documents.again),
-        axes={"tokens": float(documents.length), "concurrency": 1.0, "reuse": 1.0},
-    )
+def all_hit(workload: str, documents: Documents, times: int) -> list[Phase]:
+    """Each again, so many times, one at a time, on instance 1: a phase for each time, so that
+    backends that run together take turns often. A row has all of them."""
+    return [
+        Phase(
+            workload,
+            f"all-hit {length_name(documents.length)}",
+            documents.again,
+            instance=1,
+            recomputed=len(documents.again) if time == 0 else 0,
+            axes={"tokens": float(documents.length), "concurrency": 1.0, "reuse": 1.0},
+        )
+        for time in range(times)
+    ]
 
 
 def reference_length(lengths: Sequence[int]) -> int:

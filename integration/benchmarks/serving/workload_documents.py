@@ -31,7 +31,7 @@ def phases(scale: Scale, repeat: int) -> list[Phase]:
     found = []
     for length in dict.fromkeys(scale.lengths):
         documents = Documents.drawn(source, asked, length, scale.count, scale.output_tokens)
-        found += [populate(NAME, documents), all_hit(NAME, documents, scale.hits)]
+        found += [populate(NAME, documents), *all_hit(NAME, documents, scale.hits)]
         if length == loaded:
             found += at_once(NAME, source, asked, documents, scale.bursts)
     return found

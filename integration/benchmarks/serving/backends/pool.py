@@ -89,6 +89,11 @@ class ThroughServers(PoolBackend):
 
     name = "beluga-mp"
 
+    @property
+    def path(self) -> Path:
+        """So named, engines map the pool where there is no GPU, instead of being sent chunks."""
+        return self.settings.memory / f"lmcache_l1_pool_serving-{self.folder.name}"
+
     def start(self) -> None:
         self._ports = {
             instance: (next(self.ports), next(self.ports)) for instance in self.instances
